@@ -1,0 +1,210 @@
+"""Stage 1: from raw rows to prepared data. Split first, fit on the training rows, then transform."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from batchtrain.artifacts import Draft
+from batchtrain.artifacts.parquet_bytes import parquet_bytes
+from batchtrain.artifacts.prepared import ROW_ID, SplitRows
+from batchtrain.preparation.resolve import Change
+from batchtrain.preparation.shards import ShardWriter
+from batchtrain.preparation.survey import Survey, column_types
+from batchtrain.preprocessing import (
+    Features,
+    FittedPreprocessor,
+    FittedTarget,
+    encode_target,
+    fit_preprocessor,
+    transform,
+)
+from batchtrain.preprocessing.statistics import (
+    ColumnStatistics,
+    block_statistics,
+    merge_statistics,
+    merge_tree,
+)
+from batchtrain.progress import Progress
+from batchtrain.spec.data import SPLITS
+from batchtrain.tables import read_blocks
+
+__all__ = ["build_prepared_data", "fit"]
+
+GOLDEN_ROWS = 64
+"""How many raw rows go into a bundle for its self-test."""
+
+LANES = 1
+"""V of the row order. One lane serves every number of rows that one process trains on."""
+
+MANY_CATEGORIES = 1000
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One block of raw rows with what was decided about them."""
+
+    first_row: int
+    table: pa.Table
+    splits: npt.NDArray[np.uint8]
+
+
+def build_prepared_data(found: Survey, draft: Draft, progress: Progress) -> Mapping[str, Any]:
+    """Fit, transform and write everything; returns the manifest's content.
+
+    Raises:
+        DataError: If a row cannot be used and its policy does not say what to do.
+    """
+    fitted = fit(found, progress)
+    written = _write_splits(found, fitted, draft, progress)
+    draft.add_json("preprocess.json", fitted.to_json())
+    draft.add_json("profile.json", _profile(found, fitted, written))
+    draft.add("golden.parquet", _golden_rows(found))
+    return {
+        "task": fitted.target.task,
+        "num_classes": len(fitted.target.classes),
+        "num_numeric": fitted.num_numeric,
+        "cardinalities": list(fitted.cardinalities),
+        "lanes": LANES,
+        "input_rows": found.schema.num_rows,
+        "splits": {
+            split: {"rows": found.rows(split), "shards": written.shards[split]}
+            for split in SPLITS
+        },
+    }
+
+
+def fit(found: Survey, progress: Progress) -> FittedPreprocessor:
+    """Learn fill values, scales and categories from the training rows, and from no others."""
+    parts: list[dict[str, ColumnStatistics]] = []
+    classes: set[str] = set()
+    for block in _blocks(found):
+        train = pa.array(block.splits == SPLITS.index("train"))
+        rows = block.table.filter(train)
+        parts.append(block_statistics(rows, found.data.columns, first_row=block.first_row))
+        if found.data.task == "classification":
+            classes.update(rows[found.data.target].unique().to_pylist())
+        progress.working("rows fitted", block.first_row + block.table.num_rows, len(found.split_of_row))
+    target = FittedTarget(
+        name=found.data.target,
+        task="classification" if found.data.task == "classification" else "regression",
+        classes=tuple(sorted(classes, key=str.encode)),
+    )
+    return fit_preprocessor(found.data.columns, merge_tree(parts, merge_statistics), target)
+
+
+@dataclass
+class _Written:
+    """What the transforming pass produced."""
+
+    shards: dict[str, list[str]]
+    filled: Counter[str]
+    unseen: Counter[str]
+
+
+def _write_splits(
+    found: Survey, fitted: FittedPreprocessor, draft: Draft, progress: Progress
+) -> _Written:
+    writers = {
+        split: ShardWriter(draft, split, found.rows(split), lanes=LANES) for split in SPLITS
+    }
+    filled: Counter[str] = Counter()
+    unseen: Counter[str] = Counter()
+    for block in _blocks(found):
+        used = block.splits < len(SPLITS)
+        table = block.table.filter(pa.array(used))
+        # Messages count rows of the input; a dropped row would shift them.
+        rows = np.flatnonzero(used) + block.first_row
+        features = transform(fitted, table, first_row=block.first_row)
+        filled.update(features.filled)
+        unseen.update(features.unseen)
+        target = encode_target(fitted.target, table[fitted.target.name], first_row=block.first_row)
+        for place, split in enumerate(SPLITS):
+            chosen = block.splits[used] == place
+            writers[split].add(_split_rows(features, target, rows, chosen))
+        progress.working("rows written", block.first_row + len(block.splits), len(found.split_of_row))
+    return _Written({split: writers[split].names for split in SPLITS}, filled, unseen)
+
+
+def _split_rows(
+    features: Features,
+    target: npt.NDArray[Any],
+    rows: npt.NDArray[np.int64],
+    chosen: npt.NDArray[np.bool_],
+) -> SplitRows:
+    return SplitRows(
+        numeric=features.numeric[chosen],
+        codes=features.codes[chosen],
+        target=target[chosen],
+        row_id=rows[chosen],
+    )
+
+
+def _blocks(found: Survey) -> Iterator[_Block]:
+    """The input's blocks with all columns that are used, and each row's split."""
+    types = {**column_types(dict(found.data.columns)), found.data.target: found.target_type}
+    first_row = 0
+    for table in read_blocks(found.source, types):
+        splits = found.split_of_row[first_row : first_row + table.num_rows]
+        yield _Block(first_row=first_row, table=table, splits=splits)
+        first_row += table.num_rows
+
+
+def _golden_rows(found: Survey) -> bytes:
+    """A few raw rows spread over the test split (or valid, or train), with their numbers."""
+    split = next(name for name in ("test", "valid", "train") if found.rows(name))
+    candidates = np.flatnonzero(found.split_of_row == SPLITS.index(split))
+    count = min(GOLDEN_ROWS, len(candidates))
+    chosen = candidates[np.arange(count) * len(candidates) // count]
+    parts = []
+    for block in _blocks(found):
+        stop = block.first_row + block.table.num_rows
+        rows = chosen[(chosen >= block.first_row) & (chosen < stop)]
+        parts.append(
+            block.table.take(pa.array(rows - block.first_row)).append_column(
+                ROW_ID, pa.array(rows, type=pa.int64())
+            )
+        )
+    return parquet_bytes(pa.concat_tables(parts).drop_columns([found.data.target]))
+
+
+def _profile(found: Survey, fitted: FittedPreprocessor, written: _Written) -> dict[str, Any]:
+    """What the report says of the data."""
+    changes = [
+        *found.changes,
+        *(_filled(fitted, name, count) for name, count in sorted(written.filled.items())),
+        *(
+            Change("unseen", name, count, "values that no training row has; they get code 0")
+            for name, count in sorted(written.unseen.items())
+        ),
+    ]
+    return {
+        "data": found.data.model_dump(mode="json"),
+        "input_rows": found.schema.num_rows,
+        "files": [file.name for file in found.source.files],
+        "missing": {name: found.schema.missing.get(name, 0) for name in found.schema.columns},
+        "class_counts": found.class_counts,
+        "changes": [asdict(change) for change in changes],
+        "warnings": [*found.warnings, *_warnings(fitted)],
+    }
+
+
+def _filled(fitted: FittedPreprocessor, name: str, count: int) -> Change:
+    column = next(column for column in fitted.columns if column.name == name)
+    value = "the unknown category" if column.fill is None else f"{column.fill!r}"
+    return Change("filled", name, count, f"missing: {column.missing} -> {value}")
+
+
+def _warnings(fitted: FittedPreprocessor) -> list[str]:
+    return [
+        f"column {column.name!r} has {len(column.categories)} categories in the training rows; "
+        f"if it is an identifier, list it under data.exclude"
+        for column in fitted.columns
+        if len(column.categories) > MANY_CATEGORIES
+    ]

@@ -1,0 +1,222 @@
+"""Hold the `data` section against the table's schema, and fill in what it leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from batchtrain.errors import Problem
+from batchtrain.spec.data import (
+    BooleanColumn,
+    CategoricalColumn,
+    ColumnSpec,
+    DataSpec,
+    NumericColumn,
+    RandomSplit,
+    SplitSpec,
+    StratifiedSplit,
+)
+from batchtrain.spec.suggest import did_you_mean
+from batchtrain.tables import TableSchema, Unsupported
+
+__all__ = ["Change", "ResolvedColumns", "TargetFacts", "resolve_columns", "resolve_task"]
+
+MAX_INTEGER_CLASSES = 20
+"""An integer target with more distinct values than this is taken for a quantity."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Something that was dropped, filled, coerced or left out; the report lists them all.
+
+    Attributes:
+        what: One word: excluded, dropped, filled, unseen.
+        where: The column, or the split.
+        count: Rows or cells.
+        detail: One sentence.
+    """
+
+    what: str
+    where: str
+    count: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class ResolvedColumns:
+    """Every feature column with its kind, in the order of the table."""
+
+    columns: dict[str, ColumnSpec]
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """What the target column holds, over all rows.
+
+    Attributes:
+        type: Its canonical type.
+        distinct: How many different values, missing ones not counted.
+    """
+
+    type: str
+    distinct: int
+
+
+def resolve_columns(
+    data: DataSpec, schema: TableSchema, where: Callable[[str], str]
+) -> ResolvedColumns | list[Problem]:
+    """Give every column of the table its kind, or list all that is wrong.
+
+    Args:
+        data: The section as it was written.
+        schema: The columns and types, from a scan of all rows.
+        where: Dotted key to `file:line:column`.
+    """
+    names = list(schema.columns)
+    problems = [
+        _no_such_column(key, name, names, where)
+        for key, name in (
+            ("data.target", data.target),
+            *((f"data.columns.{name}", name) for name in data.columns),
+            *((f"data.exclude.{place}", name) for place, name in enumerate(data.exclude)),
+        )
+        if name not in schema.columns
+    ]
+    columns: dict[str, ColumnSpec] = {}
+    changes: list[Change] = []
+    for name in names:
+        if name == data.target or name in data.exclude:
+            continue
+        found = schema.columns[name]
+        declared = data.columns.get(name)
+        if isinstance(found, Unsupported):
+            problems.append(_unsupported(name, found, declared is not None, where))
+        elif declared is not None:
+            problem = _kind_mismatch(name, declared, found, where)
+            problems.extend([problem] if problem else [])
+            columns[name] = declared
+        elif schema.missing.get(name, 0) == schema.num_rows:
+            changes.append(
+                Change("excluded", name, schema.num_rows, "no row has a value in this column")
+            )
+        else:
+            columns[name] = _inferred(found)
+    if not columns and not problems:
+        problems.append(
+            Problem(
+                where("data"),
+                "data",
+                f"expected at least one feature column, found none besides the target "
+                f"{data.target!r}",
+                "Exclude fewer columns, or use a table with more",
+            )
+        )
+    return problems or ResolvedColumns(columns=columns, changes=tuple(changes))
+
+
+def resolve_task(
+    data: DataSpec, target: TargetFacts, where: Callable[[str], str]
+) -> tuple[str, SplitSpec] | list[Problem]:
+    """Decide between classification and regression, and how rows are split.
+
+    Floats, and integers of more than 20 different values, are a quantity; all else is a class.
+    """
+    task = data.task
+    if task == "auto":
+        quantity = target.type == "number" or (
+            target.type == "integer" and target.distinct > MAX_INTEGER_CLASSES
+        )
+        task = "regression" if quantity else "classification"
+    problems = list(_target_problems(data, task, target, where))
+    split: SplitSpec = data.split or (
+        StratifiedSplit(kind="stratified")
+        if task == "classification"
+        else RandomSplit(kind="random")
+    )
+    if task == "regression" and split.kind == "stratified":
+        problems.append(
+            Problem(
+                where("data.split.kind"),
+                "data.split.kind",
+                f"a stratified split needs classes, but the target {data.target!r} is a quantity",
+                "Use `kind: random`, or set `data.task: classification`",
+            )
+        )
+    return problems or (task, split)
+
+
+def _target_problems(
+    data: DataSpec, task: str, target: TargetFacts, where: Callable[[str], str]
+) -> Iterable[Problem]:
+    if target.distinct < 2:
+        what = "two classes" if task == "classification" else "two different values"
+        yield Problem(
+            where("data.target"),
+            "data.target",
+            f"expected at least {what} in the column {data.target!r}, found {target.distinct}",
+            "There is nothing to learn from this target; choose another column or more rows",
+        )
+    if task == "regression" and target.type in {"string", "boolean"}:
+        yield Problem(
+            where("data.task"),
+            "data.task",
+            f"regression needs numbers, but the column {data.target!r} holds "
+            f"{'text' if target.type == 'string' else 'true and false'}",
+            "Set `data.task: classification`, or choose another target",
+        )
+
+
+def _no_such_column(
+    key: str, name: str, names: list[str], where: Callable[[str], str]
+) -> Problem:
+    close = did_you_mean(name, names)
+    listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    hint = f"Did you mean {close!r}?" if close else f"The columns are {listed}"
+    return Problem(where(key), key, f"the table has no column {name!r}", hint)
+
+
+def _unsupported(
+    name: str, found: Unsupported, declared: bool, where: Callable[[str], str]
+) -> Problem:
+    key = f"data.columns.{name}" if declared else "data"
+    return Problem(
+        where(key),
+        key,
+        f"column {name!r} holds {found}, which no column kind can read yet",
+        f"Add `exclude: [{name}]` under data, or convert the column",
+    )
+
+
+def _kind_mismatch(
+    name: str, declared: ColumnSpec, found: str, where: Callable[[str], str]
+) -> Problem | None:
+    """What a declared kind cannot read; single bad values are found when rows are read."""
+    key = f"data.columns.{name}.kind"
+    if isinstance(declared, CategoricalColumn) and found == "number":
+        return Problem(
+            where(key),
+            key,
+            f"column {name!r} is declared categorical but holds numbers with fractions",
+            "Declare it numeric, or round it in the table",
+        )
+    if isinstance(declared, NumericColumn) and found == "boolean":
+        return Problem(
+            where(key),
+            key,
+            f"column {name!r} is declared numeric but holds true and false",
+            "Declare it boolean",
+        )
+    return None
+
+
+_INFERRED: Mapping[str, ColumnSpec] = {
+    "integer": NumericColumn(kind="numeric"),
+    "number": NumericColumn(kind="numeric"),
+    "boolean": BooleanColumn(kind="boolean"),
+    "string": CategoricalColumn(kind="categorical"),
+}
+
+
+def _inferred(found: str) -> ColumnSpec:
+    return _INFERRED[found]

@@ -1,0 +1,56 @@
+"""Write a split as near-equal shards while its rows stream past."""
+
+from __future__ import annotations
+
+from batchtrain.artifacts import Draft
+from batchtrain.artifacts.prepared import SplitRows
+
+__all__ = ["SHARD_ROWS", "ShardWriter", "shard_bounds"]
+
+SHARD_ROWS = 131_072
+"""A shard has at most this many rows."""
+
+
+def shard_bounds(num_rows: int, lanes: int) -> list[int]:
+    """Where each shard begins, and the end of the last: sizes differ by at most one row.
+
+    The number of shards is a multiple of `lanes`, so that a lane is whole shards.
+
+    Example:
+        >>> shard_bounds(10, lanes=4)
+        [0, 2, 5, 7, 10]
+    """
+    shards = lanes * max(1, -(-num_rows // (lanes * SHARD_ROWS)))
+    return [shard * num_rows // shards for shard in range(shards + 1)]
+
+
+class ShardWriter:
+    """Takes the rows of one split in order and writes each shard as soon as it is full."""
+
+    def __init__(self, draft: Draft, split: str, num_rows: int, *, lanes: int) -> None:
+        self._draft = draft
+        self._split = split
+        self._bounds = shard_bounds(num_rows, lanes)
+        self._parts: list[SplitRows] = []
+        self._waiting = 0
+        self.names: list[str] = []
+
+    def add(self, rows: SplitRows) -> None:
+        """Take the next rows of the split."""
+        self._parts.append(rows)
+        self._waiting += len(rows)
+        while len(self.names) < len(self._bounds) - 1 and self._waiting >= self._next_size():
+            self._write_shard()
+
+    def _next_size(self) -> int:
+        shard = len(self.names)
+        return self._bounds[shard + 1] - self._bounds[shard]
+
+    def _write_shard(self) -> None:
+        size = self._next_size()
+        waiting = SplitRows.concatenate(self._parts)
+        name = f"{self._split}/{len(self.names):05d}.parquet"
+        self._draft.add(name, waiting[slice(0, size)].to_bytes())
+        self.names.append(name)
+        self._parts = [waiting[slice(size, None)]]
+        self._waiting -= size

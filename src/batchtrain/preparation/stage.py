@@ -1,0 +1,108 @@
+"""The prepare stage as others call it: return the published data, or make and publish them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from batchtrain.artifacts import BuildStatus, Draft, prepared_key, reuse_or_build
+from batchtrain.artifacts.layout import HASH_CACHE
+from batchtrain.artifacts.manifest import canonical_json
+from batchtrain.artifacts.prepared import PREPARED_DATA, PreparedData
+from batchtrain.progress import Progress
+from batchtrain.spec.base import fingerprint_of
+from batchtrain.spec.load import LoadedSpec
+from batchtrain.storage import Storage
+from batchtrain.tables import Source, content_hashes, open_source
+
+__all__ = ["open_input", "prepare", "survey_input"]
+
+
+def prepare(
+    loaded: LoadedSpec, storage: Storage, progress: Progress
+) -> tuple[PreparedData, BuildStatus]:
+    """Prepare the rows of a spec, once for all runs with the same rows and `data` section.
+
+    Raises:
+        SpecError: If the `data` section does not suit the table.
+        DataError: If the rows cannot be used.
+    """
+    source = open_input(loaded)
+    inputs = _inputs(loaded, source, storage)
+
+    def build(draft: Draft) -> Any:
+        # Imported here, since a run that reuses its data needs neither arrow nor numpy.
+        from batchtrain.preparation.prepare import build_prepared_data
+
+        return build_prepared_data(survey_input(loaded, source), draft, progress)
+
+    key = prepared_key(fingerprint_of(inputs))
+    artifact, status = reuse_or_build(storage, key, PREPARED_DATA, inputs=inputs, build=build)
+    return PreparedData(artifact), status
+
+
+def open_input(loaded: LoadedSpec) -> Source:
+    """Find the files of `data.source`, which is relative to the spec file."""
+    data = loaded.spec.data
+    return open_source(data.source, base=loaded.path.parent, null_values=data.null_values)
+
+
+def survey_input(loaded: LoadedSpec, source: Source) -> Any:
+    """Scan the input and decide on columns, task and splits; see `survey.survey`."""
+    from batchtrain.preparation.survey import survey
+
+    return survey(loaded.spec.data, source, seed=loaded.spec.seed, where=loaded.where)
+
+
+def _inputs(loaded: LoadedSpec, source: Source, storage: Storage) -> dict[str, Any]:
+    """What prepared data depend on: the files' contents, the `data` section, the split's seed.
+
+    Where the files lie plays no part: a moved table is the same table.
+    """
+    spec = loaded.spec
+    section = spec.data.model_dump(mode="json", exclude={"source"})
+    cache = _StoredHashes(storage)
+    hashes = content_hashes(source, cache)
+    cache.save()
+    return {
+        "stage": "prepare",
+        "format": PREPARED_DATA.format,
+        "files": [[name, sha256] for name, sha256 in hashes],
+        "data": section,
+        "seed": spec.seed,
+    }
+
+
+@dataclass
+class _StoredHashes:
+    """Content hashes by path, size, mtime and inode, kept beside the prepared data.
+
+    A lost or damaged cache costs time and nothing else, so it is written without ceremony.
+    """
+
+    storage: Storage
+
+    def __post_init__(self) -> None:
+        self._known: dict[str, str] = {}
+        self._changed = False
+        try:
+            document = json.loads(self.storage.read(HASH_CACHE))
+        except (FileNotFoundError, ValueError):
+            return
+        if isinstance(document, dict):
+            self._known = {str(key): str(value) for key, value in document.items()}
+
+    def get(self, key: str) -> str | None:
+        """The hash that was put for `key`, or None."""
+        return self._known.get(key)
+
+    def put(self, key: str, sha256: str) -> None:
+        """Remember a hash."""
+        self._known[key] = sha256
+        self._changed = True
+
+    def save(self) -> None:
+        """Write the cache, if it has anything new."""
+        if self._changed:
+            self.storage.write(HASH_CACHE, canonical_json(self._known))

@@ -1,0 +1,251 @@
+"""Look at the whole input before anything is built: columns, task, and the split of every row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchtrain.errors import DataError, Problem, SchemaMismatchError, SpecError
+from batchtrain.preparation.resolve import (
+    Change,
+    TargetFacts,
+    resolve_columns,
+    resolve_task,
+)
+from batchtrain.preparation.splits import assign_splits
+from batchtrain.preprocessing.fitted import INPUT_TYPES
+from batchtrain.preprocessing.transform import missing_rows
+from batchtrain.spec.data import SPLITS, ColumnSpec, DataSpec
+from batchtrain.tables import Source, TableSchema, Unsupported, read_blocks, scan
+
+__all__ = ["DROPPED", "Survey", "column_types", "survey"]
+
+DROPPED = 255
+"""The split number of a row that is in no split."""
+
+MANY_CATEGORIES = 1000
+
+
+@dataclass(frozen=True)
+class Survey:
+    """All that is decided about the rows before they are transformed.
+
+    Attributes:
+        source: The input.
+        schema: Its columns and their types.
+        data: The `data` section with every column, the task and the split filled in.
+        target_type: The canonical type in which the target is read.
+        split_of_row: uint8 `[N]`, the place in `SPLITS`, or `DROPPED`.
+        class_counts: Split to class to rows; empty for regression.
+        changes: What was excluded and dropped.
+        warnings: What a person should look at.
+    """
+
+    source: Source
+    schema: TableSchema
+    data: DataSpec
+    target_type: str
+    split_of_row: npt.NDArray[np.uint8]
+    class_counts: dict[str, dict[str, int]]
+    changes: tuple[Change, ...]
+    warnings: tuple[str, ...]
+
+    def rows(self, split: str) -> int:
+        """How many rows a split has."""
+        return int(np.count_nonzero(self.split_of_row == SPLITS.index(split)))
+
+
+def survey(data: DataSpec, source: Source, *, seed: int, where: Callable[[str], str]) -> Survey:
+    """Scan all rows and decide on columns, task and splits.
+
+    Args:
+        data: The `data` section as it was written.
+        source: The input.
+        seed: The run's seed.
+        where: Dotted key to `file:line:column`, for messages.
+
+    Raises:
+        SpecError: If the section does not suit the table; it lists every problem.
+        DataError: If a file cannot be read, or no row is left for a split that needs one.
+    """
+    schema = scan(source)
+    resolved = resolve_columns(data, schema, where)
+    if isinstance(resolved, list):
+        raise SpecError(resolved)
+    target_type, target = _read_target(data, schema, source, where)
+    facts = TargetFacts(type=str(schema.columns[data.target]), distinct=len(pc.unique(target)) - 1)
+    if not target.null_count:
+        facts = TargetFacts(type=facts.type, distinct=facts.distinct + 1)
+    decided = resolve_task(data, facts, where)
+    problems = decided if isinstance(decided, list) else []
+    dropped = _dropped_rows(resolved.columns, source, schema.num_rows, where, problems)
+    if problems or isinstance(decided, list):
+        raise SpecError(problems)
+    task, rule = decided
+    full = data.model_copy(update={"task": task, "columns": resolved.columns, "split": rule})
+    if task == "classification":
+        target_type, target = _class_names(data, schema, source, target_type, target)
+
+    reasons = {f"target {data.target!r} is missing": missing_rows(target), **dropped}
+    kept = np.ones(schema.num_rows, dtype=np.bool_)
+    changes = list(resolved.changes)
+    for reason, rows in reasons.items():
+        newly = kept & rows
+        kept &= ~rows
+        if newly.any():
+            changes.append(Change("dropped", "rows", int(newly.sum()), reason))
+    labels, classes = _labels(target, kept, task)
+    split_of_row = np.full(schema.num_rows, DROPPED, dtype=np.uint8)
+    split_of_row[kept] = assign_splits(int(kept.sum()), labels, rule, seed=seed)
+    found = Survey(
+        source=source,
+        schema=schema,
+        data=full,
+        target_type=target_type,
+        split_of_row=split_of_row,
+        class_counts=_class_counts(labels, classes, split_of_row[kept]),
+        changes=tuple(changes),
+        warnings=(),
+    )
+    _require_rows(found)
+    return found
+
+
+def column_types(columns: dict[str, ColumnSpec]) -> dict[str, str]:
+    """The canonical type in which each declared column is read."""
+    return {name: INPUT_TYPES[spec.kind] for name, spec in columns.items()}
+
+
+def _read_target(
+    data: DataSpec, schema: TableSchema, source: Source, where: Callable[[str], str]
+) -> tuple[str, pa.ChunkedArray]:
+    """The whole target column in its own type; one column of N values fits in memory."""
+    found = schema.columns[data.target]
+    if isinstance(found, Unsupported):
+        raise SpecError(
+            [
+                Problem(
+                    where("data.target"),
+                    "data.target",
+                    f"column {data.target!r} holds {found}, which cannot be predicted",
+                    "Choose a column of numbers, names, or true and false",
+                )
+            ]
+        )
+    return found, _column(source, data.target, found)
+
+
+def _class_names(
+    data: DataSpec, schema: TableSchema, source: Source, found: str, target: pa.ChunkedArray
+) -> tuple[str, pa.ChunkedArray]:
+    """The target as class names: text of whole numbers, names, `true` and `false`."""
+    if found == "number":
+        raise DataError(
+            f"target {data.target!r}: expected classes (whole numbers, names, or true and false) "
+            "for classification, found numbers with fractions. "
+            "Set `data.task: regression`, or write the classes as whole numbers or names"
+        )
+    return "string", target if found == "string" else _column(source, data.target, "string")
+
+
+def _column(source: Source, name: str, column_type: str) -> pa.ChunkedArray:
+    chunks = [
+        chunk
+        for block in read_blocks(source, {name: column_type})
+        for chunk in block[name].chunks
+    ]
+    return pa.chunked_array(chunks, type=chunks[0].type if chunks else pa.string())
+
+
+def _dropped_rows(
+    columns: dict[str, ColumnSpec],
+    source: Source,
+    num_rows: int,
+    where: Callable[[str], str],
+    problems: list[Problem],
+) -> dict[str, npt.NDArray[np.bool_]]:
+    """Read every declared column once: which rows lack a value whose policy is `drop`.
+
+    A value that does not fit its declared kind is added to `problems`, one for each column.
+    """
+    dropping = {name: spec for name, spec in columns.items() if spec.missing == "drop"}
+    rows = {name: np.zeros(num_rows, dtype=np.bool_) for name in dropping}
+    types = column_types(columns)
+    try:
+        for first_row, block in _numbered(read_blocks(source, types)):
+            for name in dropping:
+                part = missing_rows(block[name])
+                rows[name][first_row : first_row + len(part)] = part
+    except SchemaMismatchError:
+        problems.extend(_unreadable_columns(types, source, where))
+    return {f"column {name!r} is missing (its policy is drop)": rows[name] for name in dropping}
+
+
+def _unreadable_columns(
+    types: dict[str, str], source: Source, where: Callable[[str], str]
+) -> Iterator[Problem]:
+    """One problem for each column that holds a value of another type."""
+    for name, column_type in types.items():
+        try:
+            for _block in read_blocks(source, {name: column_type}):
+                pass
+        except SchemaMismatchError as error:
+            key = f"data.columns.{name}"
+            yield Problem(where(key), key, str(error))
+
+
+def _numbered(blocks: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
+    first_row = 0
+    for block in blocks:
+        yield first_row, block
+        first_row += block.num_rows
+
+
+def _labels(
+    target: pa.ChunkedArray, kept: npt.NDArray[np.bool_], task: str
+) -> tuple[npt.NDArray[np.int64] | None, list[str]]:
+    """The class code of each kept row `[n]` and the class names in UTF-8 order."""
+    if task == "regression":
+        return None, []
+    present = target.filter(pa.array(kept))
+    classes = sorted(pc.unique(present).to_pylist(), key=str.encode)
+    codes = pc.index_in(present, value_set=pa.array(classes, type=pa.string()))
+    return np.asarray(codes, dtype=np.int64), classes
+
+
+def _class_counts(
+    labels: npt.NDArray[np.int64] | None, classes: list[str], splits: npt.NDArray[np.uint8]
+) -> dict[str, dict[str, int]]:
+    if labels is None:
+        return {}
+    return {
+        split: dict(
+            zip(
+                classes,
+                np.bincount(labels[splits == place], minlength=len(classes)).tolist(),
+                strict=True,
+            )
+        )
+        for place, split in enumerate(SPLITS)
+    }
+
+
+def _require_rows(found: Survey) -> None:
+    """Refuse a split that was given a share and got no row."""
+    rule = found.data.split
+    if rule is None:
+        return
+    for split in SPLITS:
+        if rule.fractions.of(split) > 0 and found.rows(split) == 0:
+            kept = int(np.count_nonzero(found.split_of_row != DROPPED))
+            raise DataError(
+                f"the {split} split: expected at least one row for its share of "
+                f"{rule.fractions.of(split):g}, found none among {kept} usable rows of "
+                f"{found.schema.num_rows}. Use more rows, or set "
+                f"`data.split.fractions.{split}: 0`"
+            )

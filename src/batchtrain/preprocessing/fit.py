@@ -1,0 +1,120 @@
+"""From the statistics of the training rows to the fitted preprocessor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from batchtrain.errors import DataError
+from batchtrain.preprocessing.fitted import FittedColumn, FittedPreprocessor, FittedTarget
+from batchtrain.preprocessing.statistics import (
+    CategoryStatistics,
+    ColumnStatistics,
+    NumericStatistics,
+)
+from batchtrain.spec.data import BooleanColumn, CategoricalColumn, ColumnSpec, NumericColumn
+
+__all__ = ["fit_preprocessor"]
+
+
+def fit_preprocessor(
+    columns: Mapping[str, ColumnSpec],
+    statistics: Mapping[str, ColumnStatistics],
+    target: FittedTarget,
+) -> FittedPreprocessor:
+    """Decide fill values, scales and codes; a pure function of the merged statistics.
+
+    Scales are those of the values that are present: a filled value does not narrow them.
+
+    Raises:
+        DataError: If a column has no value at all in the training rows.
+    """
+    fitted = []
+    for name, spec in columns.items():
+        found = statistics[name]
+        if isinstance(spec, NumericColumn) and isinstance(found, NumericStatistics):
+            fitted.append(_fit_numeric(name, spec, found))
+        elif isinstance(spec, CategoricalColumn) and isinstance(found, CategoryStatistics):
+            fitted.append(_fit_categorical(name, spec, found))
+        elif isinstance(spec, BooleanColumn) and isinstance(found, CategoryStatistics):
+            fitted.append(_fit_boolean(name, spec, found))
+        else:
+            raise TypeError(f"column {name!r}: {type(found).__name__} does not suit {spec.kind}")
+    return FittedPreprocessor(columns=tuple(fitted), target=target)
+
+
+def _fit_numeric(name: str, spec: NumericColumn, found: NumericStatistics) -> FittedColumn:
+    _require_values(name, found.count)
+    fill: float | None = None
+    if spec.missing == "mean":
+        fill = found.mean
+    elif spec.missing == "median":
+        fill = found.quantile(0.5)
+    elif spec.missing == "most_frequent":
+        fill = found.mode()
+    elif spec.missing == "constant":
+        fill = spec.fill_value
+    offset, divisor = _scale(spec, found)
+    return FittedColumn(
+        name=name,
+        kind="numeric",
+        missing=spec.missing,
+        fill=fill,
+        indicator=spec.indicator,
+        offset=offset,
+        divisor=divisor,
+    )
+
+
+def _scale(spec: NumericColumn, found: NumericStatistics) -> tuple[float, float]:
+    """Offset and divisor; a constant column is only shifted (as scikit-learn's scalers do)."""
+    if spec.scale == "standard":
+        return found.mean, found.deviation or 1.0
+    if spec.scale == "minmax":
+        return found.minimum, (found.maximum - found.minimum) or 1.0
+    if spec.scale == "robust":
+        spread = found.quantile(0.75) - found.quantile(0.25)
+        return found.quantile(0.5), spread or 1.0
+    return 0.0, 1.0
+
+
+def _fit_categorical(
+    name: str, spec: CategoricalColumn, found: CategoryStatistics
+) -> FittedColumn:
+    _require_values(name, len(found.counts))
+    fill: str | None = None
+    if spec.missing == "most_frequent":
+        fill = found.mode()
+    elif spec.missing == "constant":
+        fill = spec.fill_value
+    categories = set(found.categories)
+    if fill is not None:
+        # A constant is a category of its own even where no training row is missing.
+        categories.add(fill)
+    return FittedColumn(
+        name=name,
+        kind="categorical",
+        missing=spec.missing,
+        fill=fill,
+        indicator=spec.indicator,
+        categories=tuple(sorted(categories, key=str.encode)),
+    )
+
+
+def _fit_boolean(name: str, spec: BooleanColumn, found: CategoryStatistics) -> FittedColumn:
+    _require_values(name, len(found.counts))
+    fill: bool | None = None
+    if spec.missing == "most_frequent":
+        fill = found.mode() == "true"
+    elif spec.missing == "constant":
+        fill = spec.fill_value
+    return FittedColumn(
+        name=name, kind="boolean", missing=spec.missing, fill=fill, indicator=spec.indicator
+    )
+
+
+def _require_values(name: str, count: int) -> None:
+    if count == 0:
+        raise DataError(
+            f"column {name!r}: expected at least one value in the training rows, found none. "
+            "List the column under data.exclude"
+        )

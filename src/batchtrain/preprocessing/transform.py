@@ -1,0 +1,153 @@
+"""Apply a fitted preprocessor to a block of raw rows; the same for training and prediction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchtrain.errors import DataError
+from batchtrain.preprocessing.fitted import FittedColumn, FittedPreprocessor, FittedTarget
+from batchtrain.preprocessing.statistics import numbers
+
+__all__ = ["Features", "encode_target", "missing_rows", "transform"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """The model's inputs for a block of n rows.
+
+    Attributes:
+        numeric: float32 `[n, F]`, finite.
+        codes: int64 `[n, C]`; 0 is unknown.
+        usable: bool `[n]`; False where a value is missing whose policy is `drop`.
+        filled: Column to the number of missing values that were replaced.
+        unseen: Column to the number of values that the training rows do not have.
+    """
+
+    numeric: npt.NDArray[np.float32]
+    codes: npt.NDArray[np.int64]
+    usable: npt.NDArray[np.bool_]
+    filled: dict[str, int] = field(default_factory=dict)
+    unseen: dict[str, int] = field(default_factory=dict)
+
+
+def transform(fitted: FittedPreprocessor, table: pa.Table, *, first_row: int) -> Features:
+    """Turn raw rows into the model's inputs; each row depends on that row alone.
+
+    Args:
+        fitted: What the training rows taught.
+        table: The columns of `fitted.input_types`, in canonical types.
+        first_row: The global number of the first row, for messages.
+
+    Raises:
+        DataError: If a number is infinite or too large for float32, or a value is missing whose
+            policy is `error`.
+    """
+    rows = table.num_rows
+    numeric = np.empty((rows, fitted.num_numeric), dtype=np.float32)
+    codes = np.empty((rows, len(fitted.cardinalities)), dtype=np.int64)
+    usable = np.ones(rows, dtype=np.bool_)
+    filled: dict[str, int] = {}
+    unseen: dict[str, int] = {}
+    next_numeric = next_code = 0
+    for column in fitted.columns:
+        values = table[column.name]
+        missing = missing_rows(values)
+        if column.missing == "drop":
+            usable &= ~missing
+        elif missing.any():
+            _refuse_missing(column, missing, first_row)
+            filled[column.name] = int(missing.sum())
+        if column.kind == "categorical":
+            codes[:, next_code] = _encode(column, values)
+            strange = int(np.count_nonzero((codes[:, next_code] == 0) & ~missing))
+            if strange:
+                unseen[column.name] = strange
+            next_code += 1
+        else:
+            numeric[:, next_numeric] = _scaled(column, values, missing, first_row)
+            next_numeric += 1
+        if column.indicator:
+            numeric[:, next_numeric] = missing
+            next_numeric += 1
+    return Features(numeric=numeric, codes=codes, usable=usable, filled=filled, unseen=unseen)
+
+
+def encode_target(
+    target: FittedTarget, column: pa.ChunkedArray, *, first_row: int
+) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
+    """The target of a block: class codes int64 `[n]`, or values float64 `[n]`.
+
+    Raises:
+        DataError: If a class is not among the training rows' classes, or a value is not finite.
+    """
+    if target.task == "regression":
+        values = numbers(column)
+        bad = ~np.isfinite(values)
+        if bad.any():
+            raise DataError(
+                f"target {target.name!r}: expected finite numbers, found "
+                f"{values[bad][0]} in row {first_row + int(np.argmax(bad))}. Clean that row"
+            )
+        return values
+    codes = _positions(column, target.classes)
+    unknown = codes < 0
+    if unknown.any():
+        row = int(np.argmax(unknown))
+        raise DataError(
+            f"target {target.name!r}: expected one of the classes of the training rows "
+            f"{list(target.classes)[:10]}, found {column[row].as_py()!r} in row "
+            f"{first_row + row}. Use `data.split: {{kind: stratified}}`, which puts every class "
+            "with at least 3 rows into every split, or remove that class"
+        )
+    return codes
+
+
+def missing_rows(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Which values are missing: bool `[n]`."""
+    return np.asarray(pc.is_null(column, nan_is_null=True), dtype=np.bool_)
+
+
+def _refuse_missing(column: FittedColumn, missing: npt.NDArray[np.bool_], first_row: int) -> None:
+    if column.missing == "error":
+        raise DataError(
+            f"column {column.name!r}: expected a value in every row (its policy is "
+            f"`missing: error`), found none in row {first_row + int(np.argmax(missing))} "
+            f"and {int(missing.sum()) - 1} more rows. Fill it, or choose another policy"
+        )
+
+
+def _scaled(
+    column: FittedColumn, values: pa.ChunkedArray, missing: npt.NDArray[np.bool_], first_row: int
+) -> npt.NDArray[np.float32]:
+    raw = numbers(values)
+    if missing.any():
+        # A row that is dropped keeps a finite number, so that the check below is for real values.
+        raw[missing] = column.offset if column.fill is None else float(column.fill)
+    with np.errstate(over="ignore"):
+        scaled = ((raw - column.offset) / column.divisor).astype(np.float32)
+    bad = ~np.isfinite(scaled)
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise DataError(
+            f"column {column.name!r}: expected finite numbers within float32, found {raw[row]} "
+            f"in row {first_row + row} and {int(bad.sum()) - 1} more rows. Clean the column"
+        )
+    return scaled
+
+
+def _encode(column: FittedColumn, values: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    if column.fill is not None:
+        values = pc.fill_null(values, str(column.fill))
+    return _positions(values, column.categories) + 1
+
+
+def _positions(column: pa.ChunkedArray, known: tuple[str, ...]) -> npt.NDArray[np.int64]:
+    """The place of each value in `known`, -1 where it is missing or not there; int64 `[n]`."""
+    # `skip_nulls` keeps a missing value from matching anything.
+    places = pc.index_in(column, value_set=pa.array(known, type=pa.string()), skip_nulls=True)
+    return np.asarray(pc.fill_null(places, -1), dtype=np.int64)

@@ -1,0 +1,104 @@
+"""The whole spec: one document, one run."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from batchtrain.spec.base import Name, SpecModel
+from batchtrain.spec.data import DataSpec
+from batchtrain.spec.evaluation import (
+    CLASSIFICATION_METRICS,
+    REGRESSION_METRICS,
+    EvaluationSpec,
+    ExportSpec,
+    TrackingSpec,
+)
+from batchtrain.spec.model import MlpModel, ModelSpec
+from batchtrain.spec.training import PlateauSchedule, TrainingSpec
+
+__all__ = ["ResourcesSpec", "RunSpec"]
+
+
+class ResourcesSpec(SpecModel):
+    """What the run may use; it never changes which rows a batch holds."""
+
+    workers: Literal["auto"] | Literal[1] = "auto"
+    cpus_per_worker: int = Field(default=1, ge=1, le=1024)
+    """The threads of one worker; they are part of the numerical result."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a CUDA device where there is one."""
+
+
+class RunSpec(SpecModel):
+    """One spec: from raw rows to a bundle."""
+
+    version: Literal[1]
+    """The version of this format."""
+    name: Name
+    """The run's name: lower-case letters, digits and hyphens."""
+    seed: int = Field(default=42, ge=0, lt=2**63)
+    """Of the split, the initial weights, the order of rows and dropout."""
+    data: DataSpec
+    model: ModelSpec = MlpModel(kind="mlp")
+    training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    export: ExportSpec = ExportSpec()
+    engine: Literal["auto", "embedded"] = "auto"
+    determinism: Literal["order"] = "order"
+    resources: ResourcesSpec = ResourcesSpec()
+    tracking: TrackingSpec = TrackingSpec()
+    storage: str = Field(default="./runs", min_length=1, max_length=4096)
+    """A folder, relative to the spec file."""
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> RunSpec:
+        problems = [*self._split_problems(), *self._task_problems()]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _split_problems(self) -> list[str]:
+        """What needs a split that has no rows."""
+        if self.data.split is None:
+            return []
+        fractions = self.data.split.fractions
+        problems = []
+        if fractions.valid == 0 and isinstance(self.training.schedule, PlateauSchedule):
+            problems.append(
+                "`training.schedule: plateau` follows the validation loss, "
+                "but `data.split.fractions.valid` is 0; give it a share, or use a step schedule"
+            )
+        if fractions.valid == 0 and self.training.early_stopping is not None:
+            problems.append(
+                "`training.early_stopping` follows the validation loss, "
+                "but `data.split.fractions.valid` is 0; give it a share, or remove it"
+            )
+        if fractions.test == 0 and self.evaluation.require:
+            problems.append(
+                "`evaluation.require` is checked on the test split, "
+                "but `data.split.fractions.test` is 0"
+            )
+        return problems
+
+    def _task_problems(self) -> list[str]:
+        """What does not suit a declared task."""
+        task = self.data.task
+        if task == "auto":
+            return []
+        problems = []
+        losses = {
+            "classification": ("auto", "cross_entropy", "bce"),
+            "regression": ("auto", "mse", "mae", "huber"),
+        }[task]
+        if self.training.loss not in losses:
+            problems.append(f"`training.loss: {self.training.loss}` does not suit {task}")
+        if task == "regression" and self.data.split and self.data.split.kind == "stratified":
+            problems.append("`data.split: stratified` needs classes; use random for regression")
+        metrics = CLASSIFICATION_METRICS if task == "classification" else REGRESSION_METRICS
+        asked = () if self.evaluation.metrics == "auto" else self.evaluation.metrics
+        wrong = [name for name in (*asked, *self.evaluation.require) if name not in metrics]
+        if wrong:
+            problems.append(f"metrics that do not suit {task}: {', '.join(sorted(set(wrong)))}")
+        return problems

@@ -1,0 +1,178 @@
+"""The input of a run as a value: which files it is, in which order, as they were when it opened."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal, TypeAlias
+
+from batchtrain.errors import DataError
+from batchtrain.tables.discovery import Discovery, discover
+from batchtrain.tables.samples import canonical_sample_name
+
+__all__ = ["Source", "SourceFile", "SourceKind", "open_source", "opened"]
+
+SourceKind: TypeAlias = Literal["csv", "parquet", "sample"]
+
+FORMATS: dict[str, SourceKind] = {
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "csv",
+    ".tsv.gz": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+REMOTE = re.compile(r"^(hf:|[A-Za-z][A-Za-z0-9+.-]*://)")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file, and what tells whether it is still the same.
+
+    Attributes:
+        path: Where it is.
+        name: Its URI relative to the folder of the source; with it the file's place in the order.
+        size: In bytes.
+        mtime_ns: Time of its last change, nanoseconds.
+        inode: Number of the file in its file system.
+    """
+
+    path: Path
+    name: str
+    size: int
+    mtime_ns: int
+    inode: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """The rows of a table: files in the order of their names, or a built-in sample.
+
+    The concatenation of the files in this order numbers the rows: `row_id` counts from 0.
+
+    Attributes:
+        text: As it was written in the spec.
+        kind: The format of all files.
+        files: Sorted by the UTF-8 bytes of their names; empty for a sample.
+        null_values: The CSV cells that mean "missing".
+        skipped: Entries of a folder or glob that a rule leaves out.
+        sample: The sample's name; empty for files.
+    """
+
+    text: str
+    kind: SourceKind
+    files: tuple[SourceFile, ...]
+    null_values: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    sample: str = ""
+
+
+def open_source(source: str, *, base: Path, null_values: Sequence[str]) -> Source:
+    """Find the files of a source and note what they are now; nothing is read yet.
+
+    Args:
+        source: A .csv, .tsv (also with .gz) or .parquet file, a glob, a folder, or `sample:NAME`.
+        base: The folder that a relative source starts from.
+        null_values: The CSV cells that mean "missing", without spaces around them.
+
+    Raises:
+        DataError: If nothing is found, formats are mixed, or the sample is unknown.
+        UnsafeInputError: If a link or special file makes the input unsafe.
+    """
+    nulls = tuple(null_values)
+    if source.startswith("sample:"):
+        name = canonical_sample_name(source.removeprefix("sample:"))
+        return Source(source, "sample", (), null_values=nulls, sample=name)
+    if REMOTE.match(source):
+        raise DataError(
+            f"source {source!r}: expected a local file, glob or folder, or `sample:NAME`; reading "
+            "from other places is not built yet. Copy the files to this machine first"
+        )
+    found = discover(source, base)
+    return Source(
+        text=source,
+        kind=_format(source, found),
+        files=tuple(_described(name, path) for name, path in found.files.items()),
+        null_values=nulls,
+        skipped=found.skipped,
+    )
+
+
+@contextmanager
+def opened(file: SourceFile) -> Iterator[BinaryIO]:
+    """Open a file for reading, and hold it against what it was when the source was opened.
+
+    The check runs before the first byte is used and again after the last, so that rows of two
+    versions of a file are never mixed without an error.
+
+    Raises:
+        DataError: If the file has changed, is gone, or may not be read.
+    """
+    try:
+        # Should a FIFO have taken its place, opening must not wait for a writer.
+        descriptor = os.open(file.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise DataError(
+            f"{file.path}: expected the file of {file.size} bytes that was there when the run "
+            f"looked first, found: {error.strerror}. Put it back and make it readable, then "
+            "start again"
+        ) from error
+    with os.fdopen(descriptor, "rb") as handle:
+        _require_unchanged(file, os.fstat(descriptor))
+        try:
+            yield handle
+        except DataError:
+            # A file that changed while it was read looks damaged; say what really happened.
+            _require_unchanged(file, os.fstat(descriptor))
+            raise
+        _require_unchanged(file, os.fstat(descriptor))
+        _require_unchanged(file, _stat(file.path))
+
+
+def _require_unchanged(file: SourceFile, now: os.stat_result | None) -> None:
+    found = (now.st_size, now.st_mtime_ns, now.st_ino) if now else None
+    if found == (file.size, file.mtime_ns, file.inode) and now and stat.S_ISREG(now.st_mode):
+        return
+    what = f"{now.st_size} bytes or another time or inode" if now else "no file"
+    raise DataError(
+        f"{file.path}: expected the file as the run saw it first ({file.size} bytes), found "
+        f"{what}: it changed in between. Let no one write to the input during a run, then "
+        "start again"
+    )
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except OSError:
+        return None
+
+
+def _described(name: str, path: Path) -> SourceFile:
+    now = path.stat()
+    return SourceFile(path, name, now.st_size, now.st_mtime_ns, now.st_ino)
+
+
+def _format(source: str, found: Discovery) -> SourceKind:
+    """The one format of all files, by the ends of their names."""
+    formats: dict[SourceKind, str] = {}
+    for name in found.files:
+        suffixes = [end for end in FORMATS if name.lower().endswith(end)]
+        if not suffixes:
+            raise DataError(
+                f"source {source!r}: expected files that end in {', '.join(FORMATS)}, found "
+                f"{name!r}. Rename it, remove it, or name the files by a glob such as '*.csv'"
+            )
+        formats.setdefault(FORMATS[suffixes[0]], name)
+    if len(formats) > 1:
+        pair = " and ".join(repr(name) for name in formats.values())
+        raise DataError(
+            f"source {source!r}: expected files of one format, found CSV and Parquet, such as "
+            f"{pair}. Name the files by a glob such as '*.parquet'"
+        )
+    return next(iter(formats))

@@ -1,0 +1,80 @@
+"""The four types a column can have here, and how Arrow types map to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import pyarrow as pa
+
+__all__ = [
+    "ARROW_TYPES",
+    "ColumnType",
+    "TableSchema",
+    "Unsupported",
+    "column_type",
+    "is_text",
+]
+
+ColumnType: TypeAlias = Literal["integer", "number", "boolean", "string"]
+
+ARROW_TYPES: Mapping[str, pa.DataType] = {
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+    "string": pa.string(),
+}
+"""Column type to the one Arrow type that stands for it in every block."""
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """A column of a type that cannot be read yet, such as a timestamp, a decimal or a list."""
+
+    arrow_type: str
+
+    def __str__(self) -> str:
+        return f"unsupported({self.arrow_type})"
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """What a full scan found; it depends on every row, never on the first block alone.
+
+    Attributes:
+        columns: Name to type, in the order of the first file. A column without a single value
+            is a "string" column whose `missing` equals `num_rows`.
+        num_rows: Rows of all files together, at least 1.
+        missing: Cells without a value (NaN included); unsupported columns are left out.
+    """
+
+    columns: dict[str, ColumnType | Unsupported]
+    num_rows: int
+    missing: dict[str, int] = field(default_factory=dict)
+
+
+def column_type(arrow_type: pa.DataType) -> ColumnType | Unsupported | None:
+    """The column type of an Arrow type; None for Arrow's null type, which fits any column."""
+    if pa.types.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    if pa.types.is_null(arrow_type):
+        return None
+    if pa.types.is_integer(arrow_type):
+        return "integer"
+    if pa.types.is_floating(arrow_type):
+        return "number"
+    if pa.types.is_boolean(arrow_type):
+        return "boolean"
+    if is_text(arrow_type):
+        return "string"
+    return Unsupported(str(arrow_type))
+
+
+def is_text(arrow_type: pa.DataType) -> bool:
+    """Whether an Arrow type is one of the three that hold text."""
+    return bool(
+        pa.types.is_string(arrow_type)
+        or pa.types.is_large_string(arrow_type)
+        or pa.types.is_string_view(arrow_type)
+    )
