@@ -104,7 +104,7 @@ class Draft:
 
     def __init__(self, storage: Storage, key: str) -> None:
         self._storage = storage
-        self._key = key
+        self.key = key
         # Two writers of one name must never share a file, so each writes below its own id.
         self._attempt = uuid.uuid4().hex[:12]
         self.files: dict[str, FileEntry] = {}
@@ -112,7 +112,7 @@ class Draft:
     def add(self, name: str, data: bytes) -> None:
         """Write one file."""
         entry = FileEntry.of(f"files/{self._attempt}/{name}", data)
-        self._storage.write(f"{self._key}/{entry.path}", data)
+        self._storage.write(f"{self.key}/{entry.path}", data)
         self.files[name] = entry
 
     def add_json(self, name: str, value: Any) -> None:
@@ -123,7 +123,7 @@ class Draft:
         """Remove what was written, as far as storage lets us."""
         for entry in self.files.values():
             with suppress(Exception):
-                self._storage.delete(f"{self._key}/{entry.path}")
+                self._storage.delete(f"{self.key}/{entry.path}")
 
 
 def open_artifact(storage: Storage, key: str, kind: ArtifactKind) -> Artifact:

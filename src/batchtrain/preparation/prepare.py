@@ -27,6 +27,7 @@ from batchtrain.preprocessing import (
 )
 from batchtrain.preprocessing.statistics import (
     ColumnStatistics,
+    NumericStatistics,
     block_statistics,
     merge_statistics,
     merge_tree,
@@ -61,10 +62,10 @@ def build_prepared_data(found: Survey, draft: Draft, progress: Progress) -> Mapp
     Raises:
         DataError: If a row cannot be used and its policy does not say what to do.
     """
-    fitted = fit(found, progress)
+    fitted, statistics = fit(found, progress)
     written = _write_splits(found, fitted, draft, progress)
     draft.add_json("preprocess.json", fitted.to_json())
-    draft.add_json("profile.json", _profile(found, fitted, written))
+    draft.add_json("profile.json", _profile(found, fitted, statistics, written))
     draft.add("golden.parquet", _golden_rows(found))
     return {
         "task": fitted.target.task,
@@ -80,7 +81,9 @@ def build_prepared_data(found: Survey, draft: Draft, progress: Progress) -> Mapp
     }
 
 
-def fit(found: Survey, progress: Progress) -> FittedPreprocessor:
+def fit(
+    found: Survey, progress: Progress
+) -> tuple[FittedPreprocessor, dict[str, ColumnStatistics]]:
     """Learn fill values, scales and categories from the training rows, and from no others."""
     parts: list[dict[str, ColumnStatistics]] = []
     classes: set[str] = set()
@@ -96,7 +99,8 @@ def fit(found: Survey, progress: Progress) -> FittedPreprocessor:
         task="classification" if found.data.task == "classification" else "regression",
         classes=tuple(sorted(classes, key=str.encode)),
     )
-    return fit_preprocessor(found.data.columns, merge_tree(parts, merge_statistics), target)
+    statistics = merge_tree(parts, merge_statistics)
+    return fit_preprocessor(found.data.columns, statistics, target), statistics
 
 
 @dataclass
@@ -174,7 +178,12 @@ def _golden_rows(found: Survey) -> bytes:
     return parquet_bytes(pa.concat_tables(parts).drop_columns([found.data.target]))
 
 
-def _profile(found: Survey, fitted: FittedPreprocessor, written: _Written) -> dict[str, Any]:
+def _profile(
+    found: Survey,
+    fitted: FittedPreprocessor,
+    statistics: Mapping[str, ColumnStatistics],
+    written: _Written,
+) -> dict[str, Any]:
     """What the report says of the data."""
     changes = [
         *found.changes,
@@ -189,6 +198,11 @@ def _profile(found: Survey, fitted: FittedPreprocessor, written: _Written) -> di
         "input_rows": found.schema.num_rows,
         "files": [file.name for file in found.source.files],
         "missing": {name: found.schema.missing.get(name, 0) for name in found.schema.columns},
+        "ranges": {
+            name: [column.minimum, column.maximum]
+            for name, column in statistics.items()
+            if isinstance(column, NumericStatistics)
+        },
         "class_counts": found.class_counts,
         "changes": [asdict(change) for change in changes],
         "warnings": [*found.warnings, *_warnings(fitted)],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from batchtrain.reporting.content import ConfusionData
@@ -70,8 +69,3 @@ def most_confused(confusion: ConfusionData, *, limit: int) -> list[ConfusedPair]
 
 def _share(part: int, whole: int) -> float | None:
     return part / whole if whole else None
-
-
-def row_shares(matrix: Sequence[Sequence[int]]) -> list[list[float]]:
-    """Each count as a share of its row; 0 in a row without counts."""
-    return [[value / (sum(row) or 1) for value in row] for row in matrix]

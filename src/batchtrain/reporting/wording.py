@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 
-__all__ = ["count", "duration", "measure", "number", "shortened", "visible"]
+__all__ = ["count", "duration", "measure", "number", "shortened", "tick", "visible"]
 
 JOINERS = "\u200c\u200d"
 """Invisible, but part of how Persian, Indic scripts and emoji are spelled."""
@@ -96,6 +96,18 @@ def measure(value: float | None) -> str:
     if not -4 <= exponent < 15:
         return f"{value:.3e}"
     return f"{value:,.{max(0, 3 - exponent)}f}"
+
+
+def tick(value: float) -> str:
+    """A number on an axis, with all the digits that tell it from its neighbours.
+
+    Example:
+        >>> [tick(value) for value in (0.30000000000000004, 100.002, 250000.0, 1.5e6)]
+        ['0.3', '100.002', '250,000', '1.5M']
+    """
+    if 1e6 <= abs(value) < 1e9:
+        return f"{value / 1e6:,.10g}M"
+    return f"{value + 0.0:,.10g}"
 
 
 def duration(seconds: float | None) -> str:

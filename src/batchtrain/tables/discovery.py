@@ -236,11 +236,12 @@ def _special_file(path: Path, mode: int) -> UnsafeInputError:
 def _nothing_found(source: str, path: Path, skipped: tuple[str, ...] = ()) -> DataError:
     parent = path if path.is_dir() else path.parent
     names = sorted(each.name for each in parent.iterdir()) if parent.is_dir() else []
-    close = difflib.get_close_matches(Path(source).name, names, n=3, cutoff=0.5)
-    if close:
-        advice = f"Did you mean {' or '.join(map(repr, close))}?"
-    elif skipped:
+    wanted = Path(source).name if path.is_dir() else path.name
+    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+    if skipped:
         advice = f"Names that begin with . or _ or end in .tmp are skipped, here {skipped[0]!r}"
+    elif close:
+        advice = f"Did you mean {' or '.join(map(repr, close))}?"
     elif not parent.is_dir():
         advice = f"There is no folder {str(parent)!r} either"
     else:

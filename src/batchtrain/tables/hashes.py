@@ -43,11 +43,11 @@ def content_hashes(source: Source, cache: HashCache | None = None) -> tuple[tupl
 
 def _file_hash(file: SourceFile, cache: HashCache | None) -> str:
     key = f"{file.path.resolve()}|{file.size}|{file.mtime_ns}|{file.inode}"
-    known = cache.get(key) if cache else None
+    known = None if cache is None else cache.get(key)
     if known:
         return known
     with opened(file) as handle:
         sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    if cache and time.time_ns() - file.mtime_ns > SETTLED_NS:
+    if cache is not None and time.time_ns() - file.mtime_ns > SETTLED_NS:
         cache.put(key, sha256)
     return sha256

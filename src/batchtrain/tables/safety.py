@@ -138,9 +138,7 @@ def _unsafe(column: pa.Field, path: str) -> Iterator[tuple[str, str]]:
 def _unsafe_type(found: pa.DataType, path: str) -> Iterator[tuple[str, str]]:
     if isinstance(found, pa.BaseExtensionType):
         yield path, f"the extension type {found.extension_name!r}"
-    elif pa.types.is_dictionary(found):
-        yield from _unsafe_type(found.value_type, path)
-    elif pa.types.is_run_end_encoded(found):
+    elif pa.types.is_dictionary(found) or pa.types.is_run_end_encoded(found):
         yield from _unsafe_type(found.value_type, path)
     elif pa.types.is_nested(found):
         for place in range(found.num_fields):

@@ -8,8 +8,9 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 from batchtrain.errors import DataError
 from batchtrain.tables.discovery import Discovery, discover
@@ -104,7 +105,7 @@ def open_source(source: str, *, base: Path, null_values: Sequence[str]) -> Sourc
 
 
 @contextmanager
-def opened(file: SourceFile) -> Iterator[BinaryIO]:
+def opened(file: SourceFile) -> Iterator[BufferedReader]:
     """Open a file for reading, and hold it against what it was when the source was opened.
 
     The check runs before the first byte is used and again after the last, so that rows of two

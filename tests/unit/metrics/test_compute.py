@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import pickle  # noqa: TID251  # to test that a set may be sent between processes
 
@@ -86,7 +87,7 @@ def in_pieces(new_set, predicted: np.ndarray, target: np.ndarray, cuts: list[int
     edges = [0, *cuts, len(target)]
     return [
         fed(new_set(), predicted[first:last], target[first:last])
-        for first, last in zip(edges[:-1], edges[1:], strict=True)
+        for first, last in itertools.pairwise(edges)
     ]
 
 
@@ -218,7 +219,8 @@ def test_no_rows_leave_every_metric_undefined(task, names):
 def test_r2_without_a_spread_is_undefined_and_the_errors_are_not(target, reason):
     metrics = build_metrics(REGRESSION_METRICS, "regression", 0)
     for value in target:
-        metrics.update(torch.tensor([value + 0.5]).double(), torch.tensor([value]).double())
+        row = torch.tensor([value], dtype=torch.float64)
+        metrics.update(row + 0.5, row)
     result = metrics.compute()
     assert result.values["r2"] is None
     assert reason in result.notes["r2"]

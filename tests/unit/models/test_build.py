@@ -1,4 +1,4 @@
-"""A model depends on its spec, inputs and seed alone, and a wrong custom class says what is wrong."""
+"""A model depends on spec, inputs and seed alone; a wrong custom class says what is wrong."""
 
 from __future__ import annotations
 

@@ -233,7 +233,8 @@ def test_a_source_that_is_not_found_cannot_be_hashed(folder):
 def test_hashing_does_not_import_torch(folder):
     code = (
         "import sys, pathlib; from batchtrain.models.custom import code_hash; "
-        "code_hash('my_nets:Net', search=pathlib.Path(sys.argv[1])); assert 'torch' not in sys.modules"
+        "code_hash('my_nets:Net', search=pathlib.Path(sys.argv[1])); "
+        "assert 'torch' not in sys.modules"
     )
     subprocess.run(
         [sys.executable, "-c", code, str(folder)],

@@ -1,0 +1,5 @@
+"""`python -m batchtrain`."""
+
+from batchtrain.cli import main
+
+main()

@@ -1,0 +1,43 @@
+"""A trained model: best and last weights, the history, and what is needed to build it again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from batchtrain.artifacts.artifact import Artifact, ArtifactKind
+
+__all__ = ["CHECKPOINT", "TRAINED_MODEL", "TrainedModel"]
+
+TRAINED_MODEL = ArtifactKind("trained_model", 1)
+CHECKPOINT = ArtifactKind("checkpoint", 1)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A view of a published artifact of kind `trained_model`."""
+
+    artifact: Artifact
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The manifest's content: model, inputs, loss, best epoch, epochs, steps."""
+        return dict(self.artifact.manifest.content)
+
+    def best_weights(self) -> bytes:
+        """The weights after the best epoch, as safetensors."""
+        return self.artifact.read("best.safetensors")
+
+    def history(self) -> list[dict[str, Any]]:
+        """One record an epoch; epoch 0 is the untrained model."""
+        lines = self.artifact.read("history.jsonl").decode().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def machine(self) -> dict[str, Any]:
+        """Every choice that the machine made."""
+        return dict(self.artifact.read_json("run.json"))
+
+    def parameters(self) -> list[dict[str, Any]]:
+        """Name, shape and count of each parameter."""
+        return list(self.artifact.read_json("parameters.json"))

@@ -1,0 +1,253 @@
+"""Gather what the report shows from the artifacts of a run; nothing is computed anew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+
+from batchtrain.artifacts.prepared import PreparedData, SplitRows
+from batchtrain.artifacts.trained import TrainedModel
+from batchtrain.metrics.require import Failure, primary_metric
+from batchtrain.preprocessing import FittedColumn, FittedPreprocessor
+from batchtrain.reporting import content as page
+from batchtrain.spec.data import SPLITS
+from batchtrain.spec.run import RunSpec
+from batchtrain.version import __version__
+
+__all__ = ["ReportSources", "report_content"]
+
+KNOWN_TRUTH: Mapping[str, Mapping[str, float]] = {
+    "sample:line": {"weight": 0.7, "bias": 0.3},
+    "sample:linear": {"weight": 2.0, "bias": 1.0},
+}
+"""The samples that a known line made."""
+
+SMALL_MODEL = 16
+"""The learned numbers of a model are shown where there are at most this many."""
+
+
+class _Scores(Protocol):
+    """What evaluation found for one split."""
+
+    rows: SplitRows
+    outputs: npt.NDArray[np.float32]
+    metrics: dict[str, float | None]
+    notes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class ReportSources:
+    """Everything that the report is drawn from."""
+
+    spec: RunSpec
+    run_id: str
+    prepared: PreparedData
+    trained: TrainedModel
+    fitted: FittedPreprocessor
+    scores: Mapping[str, Any]
+    spec_yaml: str
+
+
+def report_content(
+    sources: ReportSources,
+    failures: Sequence[Failure],
+    stages: Sequence[page.StageRow],
+    *,
+    confusion_split: tuple[str, list[list[int]]] | None,
+) -> page.ReportContent:
+    """Gather the report's content.
+
+    Args:
+        sources: The artifacts.
+        failures: The thresholds that are missed.
+        stages: What ran before.
+        confusion_split: The split whose confusion matrix is shown, and the matrix.
+    """
+    spec, fitted = sources.spec, sources.fitted
+    profile = sources.prepared.profile()
+    shown = next(name for name in ("test", "valid", "train") if name in sources.scores)
+    primary = primary_metric(fitted.target.task)
+    confusion = None
+    if confusion_split is not None:
+        split, matrix = confusion_split
+        confusion = page.ConfusionData(split, fitted.target.classes, matrix)
+    return page.ReportContent(
+        name=spec.name,
+        run_id=sources.run_id,
+        task=fitted.target.task,
+        target=fitted.target.name,
+        summary=_summary(spec, fitted),
+        version=__version__,
+        spec_yaml=sources.spec_yaml,
+        splits=_splits(sources.prepared, profile),
+        columns=tuple(_columns(sources, profile)),
+        stages=tuple(stages),
+        history=tuple(_epoch(record) for record in sources.trained.history()),
+        best_epoch=sources.trained.content["best_epoch"],
+        metrics={split: found.metrics for split, found in sources.scores.items()},
+        metric_notes={split: found.notes for split, found in sources.scores.items()},
+        primary=page.PrimaryMetric(primary, shown, sources.scores[shown].metrics.get(primary)),
+        requirements=_requirements(spec, sources.scores, failures),
+        confusion=confusion,
+        regression=_regression(sources, shown) if confusion is None else None,
+        changes=tuple(page.ChangeRow(**change) for change in profile["changes"]),
+        parameters=_parameters(sources.trained),
+        truth=_truth(sources),
+        environment={
+            **{key: str(value) for key, value in sources.trained.machine().items()},
+            "input files": ", ".join(profile["files"][:5]) or spec.data.source,
+        },
+        warnings=tuple(profile["warnings"]),
+    )
+
+
+def _summary(spec: RunSpec, fitted: FittedPreprocessor) -> str:
+    shape = "-".join(str(width) for width in getattr(spec.model, "hidden", ()))
+    name = f"{spec.model.kind} {shape}".strip()
+    return f"{name} on {len(fitted.columns)} features, predicting {fitted.target.name}"
+
+
+def _splits(prepared: PreparedData, profile: Mapping[str, Any]) -> tuple[page.SplitRows, ...]:
+    counts = profile["class_counts"]
+    return tuple(
+        page.SplitRows(split, prepared.num_rows(split), counts.get(split))
+        for split in SPLITS
+        if prepared.num_rows(split)
+    )
+
+
+def _columns(sources: ReportSources, profile: Mapping[str, Any]) -> Iterable[page.ColumnRow]:
+    """Every column of the input, in its order."""
+    fitted = {column.name: column for column in sources.fitted.columns}
+    target = sources.fitted.target
+    for name, missing in profile["missing"].items():
+        if name == target.name:
+            yield page.ColumnRow(name, target.task, "target", missing, categories=target.classes)
+        elif name in fitted:
+            column = fitted[name]
+            low, high = profile["ranges"].get(name, (None, None))
+            yield page.ColumnRow(
+                name=name,
+                kind=column.kind,
+                role="feature",
+                missing=missing,
+                filled_with=_filled_with(column),
+                note=_note(column),
+                categories=column.categories,
+                minimum=low,
+                maximum=high,
+            )
+        else:
+            yield page.ColumnRow(name, "not read", "excluded", missing)
+
+
+def _filled_with(column: FittedColumn) -> str | None:
+    if column.missing in {"drop", "error"}:
+        return None
+    if column.fill is None:
+        return "the unknown category"
+    value = f"{column.fill:.6g}" if isinstance(column.fill, float) else str(column.fill)
+    return f"{column.missing}: {value}"
+
+
+def _note(column: FittedColumn) -> str:
+    if column.missing == "drop":
+        return "rows without a value are dropped"
+    return "with a feature that says it was missing" if column.indicator else ""
+
+
+def _epoch(record: Mapping[str, Any]) -> page.EpochRow:
+    known = {"epoch", "step", "lr", "train_loss", "valid_loss"}
+    return page.EpochRow(
+        epoch=record["epoch"],
+        train_loss=record["train_loss"],
+        valid_loss=record.get("valid_loss"),
+        lr=record["lr"],
+        monitored={key: value for key, value in record.items() if key not in known},
+    )
+
+
+def _requirements(
+    spec: RunSpec, scores: Mapping[str, Any], failures: Sequence[Failure]
+) -> tuple[page.RequirementRow, ...]:
+    missed = {failure.metric for failure in failures}
+    values = scores["test"].metrics if "test" in scores else {}
+    return tuple(
+        page.RequirementRow(str(metric), threshold, values.get(metric), metric not in missed)
+        for metric, threshold in spec.evaluation.require.items()
+    )
+
+
+def _regression(sources: ReportSources, split: str) -> page.RegressionData:
+    found = sources.scores[split]
+    chosen = _spread(len(found.rows), page.MAX_POINTS)
+    return page.RegressionData(
+        split=split,
+        actual=found.rows.target[chosen].tolist(),
+        predicted=found.outputs[chosen, 0].tolist(),
+        rows=len(found.rows),
+        line=_line(sources, split),
+    )
+
+
+def _line(sources: ReportSources, split: str) -> page.LineData | None:
+    """The rows in raw units, where the model has one numeric feature and nothing else."""
+    columns = sources.fitted.columns
+    if len(columns) != 1 or columns[0].kind != "numeric" or columns[0].indicator:
+        return None
+    train, test = sources.scores["train"].rows, sources.scores[split]
+    some_train = _spread(len(train), page.MAX_POINTS)
+    some_test = _spread(len(test.rows), page.MAX_POINTS)
+
+    def raw(rows: SplitRows, chosen: npt.NDArray[np.int64]) -> list[float]:
+        scaled = rows.numeric[chosen, 0].astype(np.float64)
+        values: list[float] = (scaled * columns[0].divisor + columns[0].offset).tolist()
+        return values
+
+    return page.LineData(
+        feature=columns[0].name,
+        train_x=raw(train, some_train),
+        train_y=train.target[some_train].tolist(),
+        test_x=raw(test.rows, some_test),
+        test_y=test.rows.target[some_test].tolist(),
+        predicted_y=test.outputs[some_test, 0].tolist(),
+    )
+
+
+def _spread(rows: int, at_most: int) -> npt.NDArray[np.int64]:
+    """Evenly spread places of at most so many rows."""
+    count = min(rows, at_most)
+    return np.arange(count, dtype=np.int64) * rows // max(count, 1)
+
+
+def _parameters(trained: TrainedModel) -> tuple[page.ParameterRow, ...]:
+    described = trained.parameters()
+    small = sum(row["count"] for row in described) <= SMALL_MODEL
+    weights = safetensors.torch.load(trained.best_weights()) if small else {}
+    return tuple(
+        page.ParameterRow(
+            name=row["name"],
+            shape=tuple(row["shape"]),
+            count=row["count"],
+            values=weights[row["name"]].flatten().tolist() if small else None,
+        )
+        for row in described
+    )
+
+
+def _truth(sources: ReportSources) -> tuple[page.TruthRow, ...]:
+    """For a sample that a known line made: its numbers, and a linear model's in raw units."""
+    truth = KNOWN_TRUTH.get(sources.spec.data.source)
+    columns = sources.fitted.columns
+    if truth is None or sources.spec.model.kind != "linear" or len(columns) != 1:
+        return ()
+    weights = safetensors.torch.load(sources.trained.best_weights())
+    slope = float(weights["linear.weight"]) / columns[0].divisor
+    intercept = float(weights["linear.bias"]) - slope * columns[0].offset
+    learned = {"weight": slope, "bias": intercept}
+    return tuple(page.TruthRow(name, value, learned.get(name)) for name, value in truth.items())

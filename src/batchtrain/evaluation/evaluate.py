@@ -1,0 +1,151 @@
+"""Measure a trained model on every split, and write the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from batchtrain.artifacts import Draft
+from batchtrain.artifacts.parquet_bytes import parquet_bytes
+from batchtrain.artifacts.prepared import PreparedData, SplitRows
+from batchtrain.artifacts.trained import TrainedModel
+from batchtrain.evaluation.content import ReportSources, report_content
+from batchtrain.metrics.compute import build_metrics
+from batchtrain.metrics.confusion import confusion
+from batchtrain.metrics.require import Failure, check_requirements, metric_names
+from batchtrain.preprocessing import FittedPreprocessor
+from batchtrain.preprocessing.fitted import Task
+from batchtrain.progress import Progress
+from batchtrain.reporting.card import render_model_card
+from batchtrain.reporting.content import StageRow
+from batchtrain.reporting.render import render_report
+from batchtrain.scoring import CustomCode, Scorer, prediction_table
+from batchtrain.spec.data import SPLITS
+from batchtrain.spec.load import LoadedSpec
+from batchtrain.spec.model import CustomModel
+from batchtrain.spec.resolved import resolved_document, spec_yaml
+
+__all__ = ["SplitScores", "evaluate_model"]
+
+
+@dataclass(frozen=True)
+class SplitScores:
+    """What the model gave on one split.
+
+    Attributes:
+        rows: The prepared rows.
+        outputs: float32 `[n, K]`.
+        metrics: Metric to value; None where it is undefined.
+        notes: Undefined metric to the reason.
+    """
+
+    rows: SplitRows
+    outputs: npt.NDArray[np.float32]
+    metrics: dict[str, float | None]
+    notes: dict[str, str]
+
+
+def evaluate_model(
+    loaded: LoadedSpec,
+    prepared: PreparedData,
+    trained: TrainedModel,
+    draft: Draft,
+    progress: Progress,
+    *,
+    run_id: str,
+    stages: Sequence[StageRow],
+    allow_code: Sequence[str],
+) -> Mapping[str, Any]:
+    """Score every row of every split once, measure, and write the report.
+
+    Returns:
+        The manifest's content: metrics by split, and the thresholds that are missed.
+    """
+    spec = loaded.spec
+    task = cast("Task", prepared.task)
+    fitted = FittedPreprocessor.from_json(
+        prepared.preprocessing_state(), where=prepared.artifact.url
+    )
+    target = spec.model.target if isinstance(spec.model, CustomModel) else None
+    scorer = Scorer.of(
+        trained.artifact,
+        weights="best.safetensors",
+        preprocessor=fitted,
+        code=CustomCode(target, allow_code, loaded.path.parent),
+    )
+    names = metric_names(spec.evaluation.metrics, task)
+    scores: dict[str, SplitScores] = {}
+    for split in SPLITS:
+        if prepared.num_rows(split):
+            scores[split] = _score_split(scorer, prepared.load(split), names, task)
+            progress.working(f"{split} rows scored", prepared.num_rows(split), None)
+    failures = _failures(spec.evaluation.require, scores)
+    for split in _published_splits(scores):
+        found = scores[split]
+        table = prediction_table(fitted.target, found.rows.row_id, found.outputs)
+        draft.add(f"predictions/{split}.parquet", parquet_bytes(table))
+    document = resolved_document(
+        spec,
+        data=prepared.profile()["data"],
+        batch_rows=trained.content["batch_rows"],
+        loss=trained.content["loss"],
+        metrics=names,
+        device=trained.machine()["device"],
+    )
+    metrics = {split: found.metrics for split, found in scores.items()}
+    notes = {split: found.notes for split, found in scores.items() if found.notes}
+    draft.add_json("metrics.json", {"metrics": metrics, "notes": notes})
+    draft.add("spec.yaml", spec_yaml(document).encode())
+    content = report_content(
+        ReportSources(spec, run_id, prepared, trained, fitted, scores, spec_yaml(document)),
+        failures,
+        stages,
+        confusion_split=_matrix(fitted, scores),
+    )
+    draft.add("report.html", render_report(content).encode())
+    draft.add("MODEL_CARD.md", render_model_card(content).encode())
+    return {"metrics": metrics, "failures": [str(failure) for failure in failures]}
+
+
+def _score_split(
+    scorer: Scorer, rows: SplitRows, names: Sequence[str], task: Task
+) -> SplitScores:
+    outputs = scorer.score_features(rows.numeric, rows.codes)
+    metrics = build_metrics(names, task, len(scorer.preprocessor.target.classes))
+    predicted = torch.from_numpy(outputs if task == "classification" else outputs[:, 0])
+    metrics.update(predicted, torch.from_numpy(np.array(rows.target)))
+    result = metrics.compute()
+    return SplitScores(rows, outputs, result.values, result.notes)
+
+
+def _failures(require: Mapping[str, str], scores: Mapping[str, SplitScores]) -> list[Failure]:
+    """The thresholds that the test split misses; without a test split all are missed."""
+    test = scores.get("test")
+    values = test.metrics if test else {}
+    return check_requirements(dict(require), values, test.notes if test else {})
+
+
+def _published_splits(scores: Mapping[str, SplitScores]) -> list[str]:
+    """The splits whose predictions are kept: all that the model was not fitted on, if any."""
+    return [split for split in ("valid", "test") if split in scores] or ["train"]
+
+
+def _matrix(
+    fitted: FittedPreprocessor, scores: Mapping[str, SplitScores]
+) -> tuple[str, list[list[int]]] | None:
+    """The confusion matrix of the split to show; rows are true classes."""
+    if fitted.target.task != "classification":
+        return None
+    split = next(name for name in ("test", "valid", "train") if name in scores)
+    found = scores[split]
+    counts = confusion(
+        torch.from_numpy(found.outputs),
+        torch.from_numpy(np.array(found.rows.target)),
+        len(fitted.target.classes),
+    )
+    return split, counts.tolist()

@@ -1,0 +1,81 @@
+"""Check a bundle: every hash, and the outputs for its golden rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from batchtrain.artifacts.bundle import ModelBundle
+from batchtrain.errors import VerificationError
+from batchtrain.preprocessing import FittedPreprocessor
+from batchtrain.scoring import CustomCode, Scorer, prediction_table
+
+__all__ = ["TOLERANCE", "Verification", "verify"]
+
+TOLERANCE = 1e-5
+"""Another CPU rounds in another way: outputs may differ by this much, relative to 1 or to the
+value where that is larger."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        files: Files whose hash is right.
+        rows: Golden rows scored.
+        largest_difference: Of any output from its record, relative to 1 or to the value.
+    """
+
+    files: int
+    rows: int
+    largest_difference: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether every output is the recorded one, bit for bit."""
+        return self.largest_difference == 0
+
+
+def verify(bundle: ModelBundle, code: CustomCode | None = None) -> Verification:
+    """Read every file against its hash, then score the golden rows from raw.
+
+    Raises:
+        ArtifactDamagedError: If a file is missing or changed.
+        VerificationError: If an output differs by more than `TOLERANCE`.
+    """
+    files = bundle.artifact.verify()
+    fitted = FittedPreprocessor.from_json(bundle.preprocessing_state(), where=bundle.artifact.url)
+    scorer = Scorer.of(
+        bundle.artifact,
+        weights="model.safetensors",
+        preprocessor=fitted,
+        code=code or CustomCode(),
+    )
+    rows, row_id, expected = bundle.golden()
+    found = prediction_table(fitted.target, row_id, scorer.score(rows).outputs)
+    difference = _largest_difference(found, expected)
+    if not difference <= TOLERANCE:
+        raise VerificationError(
+            f"the bundle {bundle.artifact.url}: expected its golden outputs within {TOLERANCE:g}, "
+            f"found a difference of {difference:g}. This machine or another version of a library "
+            "computes differently; export the model again with these versions"
+        )
+    return Verification(files=files, rows=len(row_id), largest_difference=difference)
+
+
+def _largest_difference(found: pa.Table, expected: pa.Table) -> float:
+    if found.column_names != expected.column_names or found.num_rows != expected.num_rows:
+        return float("inf")
+    largest = 0.0
+    for name in expected.column_names:
+        if not pa.types.is_floating(expected[name].type):
+            continue
+        here = np.nan_to_num(found[name].to_numpy().astype(np.float64))
+        there = np.nan_to_num(expected[name].to_numpy().astype(np.float64))
+        if len(here):
+            relative = np.abs(here - there) / np.maximum(1.0, np.abs(there))
+            largest = max(largest, float(relative.max()))
+    return largest

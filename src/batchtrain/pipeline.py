@@ -1,0 +1,221 @@
+"""Carry one spec from raw rows to a bundle, reusing whatever is already published."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from batchtrain.artifacts import BuildStatus, RunLayout
+from batchtrain.artifacts.bundle import ModelBundle
+from batchtrain.artifacts.manifest import canonical_json
+from batchtrain.artifacts.prepared import PreparedData
+from batchtrain.artifacts.report import EvaluationReport
+from batchtrain.artifacts.trained import TrainedModel
+from batchtrain.errors import StorageError
+from batchtrain.evaluation.stage import evaluate
+from batchtrain.export.stage import export
+from batchtrain.preparation.stage import prepare
+from batchtrain.progress import Progress
+from batchtrain.reporting.content import StageRow
+from batchtrain.spec.data import SPLITS
+from batchtrain.spec.load import LoadedSpec
+from batchtrain.storage import FolderStorage, Storage
+from batchtrain.training.stage import run_layout, train
+
+__all__ = ["STAGES", "RunResult", "StageName", "StageRecord", "run_spec"]
+
+StageName = Literal["prepare", "train", "evaluate", "export"]
+STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "export")
+
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """One stage of one call.
+
+    Attributes:
+        name: Which.
+        status: Built, reused or resumed.
+        rows: The rows that it handled.
+        seconds: How long it took this time.
+    """
+
+    name: str
+    status: BuildStatus
+    rows: int
+    seconds: float
+
+
+@dataclass
+class RunResult:
+    """What a run has made so far; a stage that was not asked for leaves None."""
+
+    run: str = ""
+    run_dir: str = ""
+    prepared: PreparedData | None = None
+    trained: TrainedModel | None = None
+    report: EvaluationReport | None = None
+    report_page: str | None = None
+    bundle: ModelBundle | None = None
+    stages: list[StageRecord] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "run": self.run or None,
+            "run_dir": self.run_dir or None,
+            "prepared": self.prepared.artifact.url if self.prepared else None,
+            "report": self.report_page,
+            "bundle": self.bundle.artifact.url if self.bundle else None,
+            "stages": [asdict(stage) for stage in self.stages],
+            "metrics": self.report.metrics if self.report else {},
+        }
+
+
+def run_spec(
+    loaded: LoadedSpec,
+    *,
+    progress: Progress | None = None,
+    last: StageName = "export",
+    allow_code: Sequence[str] = (),
+) -> RunResult:
+    """Run the stages in order, up to and with `last`.
+
+    Calling again returns what is published and goes on where the last call stopped.
+
+    Raises:
+        BatchtrainError: See `errors`; whatever was published before stays.
+    """
+    storage = _storage(loaded)
+    watch = _Watch(progress or Progress())
+    result = RunResult(stages=watch.records)
+
+    result.prepared = prepared = watch.stage(
+        "prepare", lambda: prepare(loaded, storage, watch.progress), _prepared_rows
+    )
+    if last == "prepare":
+        return result
+    layout = run_layout(loaded, prepared, storage)
+    result.run, result.run_dir = layout.root, storage.url(layout.root)
+    result.trained = trained = watch.stage(
+        "train",
+        lambda: train(loaded, prepared, layout, watch.progress, allow_code=allow_code),
+        lambda made: (prepared.num_rows("train"), _trained_detail(made)),
+    )
+    if last == "train":
+        return result
+    result.report = report = watch.stage(
+        "evaluate",
+        lambda: evaluate(
+            loaded,
+            prepared,
+            trained,
+            layout,
+            watch.progress,
+            stages=_stage_rows(watch.records, layout),
+            allow_code=allow_code,
+        ),
+        lambda made: (_scored_rows(prepared), _measured(made)),
+    )
+    result.report_page = _show_report(report, layout)
+    if last == "evaluate":
+        return result
+    result.bundle = watch.stage(
+        "export",
+        lambda: export(loaded, prepared, trained, report, layout, allow_code=allow_code),
+        lambda made: (len(made.golden()[1]) if made else 0, "golden rows agree"),
+    )
+    return result
+
+
+class _Watch:
+    """Times each stage and tells the progress about it."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.records: list[StageRecord] = []
+
+    def stage(
+        self,
+        name: StageName,
+        make: Callable[[], tuple[Made, BuildStatus]],
+        describe: Callable[[Made], tuple[int, str]],
+    ) -> Made:
+        """Run one stage and record it."""
+        self.progress.stage_started(name)
+        started = time.monotonic()
+        made, status = make()
+        seconds = time.monotonic() - started
+        rows, detail = describe(made)
+        self.records.append(StageRecord(name, status, rows, round(seconds, 3)))
+        self.progress.stage_finished(name, status, detail, seconds)
+        return made
+
+
+def _storage(loaded: LoadedSpec) -> Storage:
+    root = loaded.path.parent / Path(loaded.spec.storage).expanduser()
+    if root.exists() and not root.is_dir():
+        raise StorageError(
+            f"storage: expected a folder, found the file {root}. Choose another `storage`"
+        )
+    return FolderStorage(root.resolve())
+
+
+def _prepared_rows(prepared: PreparedData) -> tuple[int, str]:
+    rows = {split: prepared.num_rows(split) for split in SPLITS}
+    total = int(prepared.content["input_rows"])
+    dropped = total - sum(rows.values())
+    parts = ", ".join(f"{count} {split}" for split, count in rows.items() if count)
+    return total, f"{total} rows: {parts}" + (f", {dropped} dropped" if dropped else "")
+
+
+def _trained_detail(trained: TrainedModel) -> str:
+    content = trained.content
+    stopped = ", stopped early" if content["stopped_early"] else ""
+    return f"{content['epochs']} epochs{stopped}, best {content['best_epoch']}"
+
+
+def _scored_rows(prepared: PreparedData) -> int:
+    return sum(prepared.num_rows(split) for split in SPLITS)
+
+
+def _measured(report: EvaluationReport) -> str:
+    split = next(name for name in ("test", "valid", "train") if name in report.metrics)
+    name, value = next(iter(report.metrics[split].items()))
+    shown = "undefined" if value is None else f"{value:.4g}"
+    return f"{split} {name} {shown}"
+
+
+def _stage_rows(records: Sequence[StageRecord], layout: RunLayout) -> list[StageRow]:
+    """The stages so far, each with the time that it took when it was built."""
+    built: dict[str, dict[str, Any]] = {}
+    try:
+        built = json.loads(layout.storage.read(layout.stage_log))
+    except (FileNotFoundError, ValueError):
+        pass
+    for record in records:
+        if record.status != "reused" or record.name not in built:
+            built[record.name] = asdict(record)
+    layout.storage.write(layout.stage_log, canonical_json(built))
+    return [
+        StageRow(record.name, record.status, record.rows, built[record.name]["seconds"])
+        for record in records
+    ]
+
+
+def _show_report(report: EvaluationReport, layout: RunLayout) -> str:
+    """Put the page where a person looks for it: beside the run, under a name that stays."""
+    page = report.page()
+    where = layout.storage.url(layout.report_page)
+    try:
+        if layout.storage.read(layout.report_page) == page:
+            return where
+    except FileNotFoundError:
+        pass
+    layout.storage.write(layout.report_page, page)
+    return where

@@ -1,0 +1,149 @@
+"""A bundle in memory, ready to predict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import pyarrow as pa
+
+from batchtrain.artifacts.bundle import ModelBundle
+from batchtrain.preprocessing import FittedPreprocessor
+from batchtrain.scoring import CustomCode, Scorer, prediction_table
+from batchtrain.tables import ColumnType, Rows, conform, extra_columns, frame_to_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["LoadedBundle", "PredictionCounts", "load_bundle"]
+
+BLOCK_ROWS = 65_536
+
+
+@dataclass
+class PredictionCounts:
+    """What happened to the rows that were predicted.
+
+    Attributes:
+        rows: All rows.
+        unusable: Rows without a prediction: a value is missing whose policy was `drop`.
+        filled: Column to missing values that were replaced.
+        unseen: Column to values that the training rows did not have; they count as unknown.
+    """
+
+    rows: int = 0
+    unusable: int = 0
+    filled: Counter[str] = field(default_factory=Counter)
+    unseen: Counter[str] = field(default_factory=Counter)
+
+    def sentences(self) -> list[str]:
+        """One sentence for each kind of treatment that happened."""
+        found = [
+            f"{count} missing values of {name!r} were filled" for name, count in self.filled.items()
+        ]
+        found += [
+            f"{count} values of {name!r} do not occur in the training rows and count as unknown"
+            for name, count in self.unseen.items()
+        ]
+        if self.unusable:
+            found.append(
+                f"{self.unusable} rows have no prediction: they lack a value that training needs"
+            )
+        return found
+
+
+class LoadedBundle:
+    """Predicts on raw rows, as evaluation did."""
+
+    def __init__(self, bundle: ModelBundle, code: CustomCode | None = None) -> None:
+        where = bundle.artifact.url
+        self.content = bundle.content
+        self.preprocessor = FittedPreprocessor.from_json(bundle.preprocessing_state(), where=where)
+        self._scorer = Scorer.of(
+            bundle.artifact,
+            weights="model.safetensors",
+            preprocessor=self.preprocessor,
+            code=code or CustomCode(),
+        )
+
+    @property
+    def columns(self) -> dict[str, ColumnType]:
+        """The raw columns that are needed, and their types."""
+        return cast("dict[str, ColumnType]", self.preprocessor.input_types)
+
+    def predict(self, rows: Rows) -> pd.DataFrame:
+        """Predict on rows in memory.
+
+        Args:
+            rows: A DataFrame, an Arrow table, or a mapping from column to values. Columns that
+                the model does not know are ignored.
+
+        Returns:
+            One row for each row given, in their order: `row_id`, `prediction`, and for a
+            classification a probability for each class.
+
+        Raises:
+            SchemaMismatchError: If a column is missing or holds values of another type.
+        """
+        return self.predict_table(frame_to_table(rows))[0].to_pandas()
+
+    def predict_table(self, table: pa.Table) -> tuple[pa.Table, PredictionCounts]:
+        """As `predict`, on an Arrow table of any column types that fit; with the counts."""
+        counts = PredictionCounts()
+        blocks = [
+            conform(
+                table.slice(start, BLOCK_ROWS), self.columns, first_row=start, where="the rows"
+            )
+            for start in range(0, max(table.num_rows, 1), BLOCK_ROWS)
+        ]
+        return pa.concat_tables(list(self.predict_blocks(iter(blocks), counts))), counts
+
+    def predict_blocks(
+        self, blocks: Iterator[pa.Table], counts: PredictionCounts
+    ) -> Iterator[pa.Table]:
+        """Predict block by block, in memory for one block; `counts` is added to."""
+        first_row = 0
+        for block in blocks:
+            scored = self._scorer.score(block, first_row=first_row)
+            counts.rows += block.num_rows
+            counts.unusable += int((~scored.features.usable).sum())
+            counts.filled.update(scored.features.filled)
+            counts.unseen.update(scored.features.unseen)
+            row_id = np.arange(first_row, first_row + block.num_rows, dtype=np.int64)
+            yield prediction_table(self.preprocessor.target, row_id, scored.outputs)
+            first_row += block.num_rows
+
+    def ignored(self, names: Sequence[str]) -> list[str]:
+        """The columns of a table that the model does not use; the target is not among them."""
+        target = self.preprocessor.target.name
+        return [name for name in extra_columns(names, self.columns) if name != target]
+
+
+def load_bundle(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    allow_code: Sequence[str] = (),
+) -> LoadedBundle:
+    """Load a bundle that was copied anywhere.
+
+    Args:
+        path: The bundle's folder.
+        model: For a custom model `package.module:Class`; no bundle ever names code.
+        allow_code: The packages whose code may run.
+
+    Raises:
+        ArtifactMissingError: If there is no bundle.
+        ArtifactDamagedError: If a file is not what the manifest says.
+    """
+    code = CustomCode(target=model, allow=allow_code, search=Path.cwd())
+    return LoadedBundle(ModelBundle.open(Path(path)), code)
+
+
+def single_row(values: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """One row, as `--row` gives it, in the form of a table."""
+    return {name: [value] for name, value in values.items()}

@@ -1,0 +1,133 @@
+"""Predict on a table and write one prediction for every row, in the order of the rows."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from batchtrain.errors import DataError, UnsafeInputError
+from batchtrain.prediction.loaded import LoadedBundle, PredictionCounts
+from batchtrain.progress import Progress
+from batchtrain.tables import (
+    column_names,
+    neutralise_formulas,
+    open_source,
+    read_blocks,
+    source_contains,
+)
+
+__all__ = ["Predicted", "predict_file"]
+
+WriteTable = Callable[[pa.Table], None]
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was predicted.
+
+    Attributes:
+        path: The file that was written.
+        counts: What happened to the rows.
+        ignored: Columns of the input that the model does not use.
+        neutralised: CSV cells and names that a spreadsheet would have run, now quoted.
+    """
+
+    path: Path
+    counts: PredictionCounts
+    ignored: list[str]
+    neutralised: int
+
+
+def predict_file(
+    bundle: LoadedBundle, source: str, out: Path, *, base: Path, progress: Progress
+) -> Predicted:
+    """Predict on every row of a source; memory does not grow with its size.
+
+    The output appears under its name when it is whole. It is never written over a file that
+    exists, nor among the input's own files.
+
+    Args:
+        bundle: The model.
+        source: As `data.source` of a spec.
+        out: A .parquet or .csv file.
+        base: What a relative source starts from.
+        progress: Hears how far it is.
+
+    Raises:
+        DataError: If the input cannot be read, or the output exists or has another ending.
+        UnsafeInputError: If the output would be one of the input's files.
+    """
+    _check_output(source, out, base)
+    opened = open_source(source, base=base, null_values=bundle.content["null_values"])
+    counts = PredictionCounts()
+    neutralised = 0
+    with _new_file(out) as temporary, _writer(temporary, out.suffix) as write:
+        for table in bundle.predict_blocks(read_blocks(opened, bundle.columns), counts):
+            safe, changed = neutralise_formulas(table) if out.suffix == ".csv" else (table, 0)
+            neutralised += changed
+            write(safe)
+            progress.working("rows predicted", counts.rows, None)
+    return Predicted(out, counts, bundle.ignored(column_names(opened)), neutralised)
+
+
+def _check_output(source: str, out: Path, base: Path) -> None:
+    if out.suffix not in {".parquet", ".csv"}:
+        raise DataError(
+            f"--out: expected a file that ends in .parquet or .csv, found {str(out)!r}. Rename it"
+        )
+    if out.exists():
+        raise DataError(
+            f"--out: expected a file that does not exist yet, found {str(out)!r}. "
+            "Remove it, or choose another name"
+        )
+    if not out.parent.is_dir():
+        raise DataError(
+            f"--out: expected an existing folder, found no {str(out.parent)!r}. Make it first"
+        )
+    if source_contains(source, base, out):
+        raise UnsafeInputError(
+            f"--out: {str(out)!r} lies among the files of the input {source!r}, so that the next "
+            "run would read it as rows. Choose another folder"
+        )
+
+
+@contextmanager
+def _new_file(out: Path) -> Iterator[Path]:
+    """A temporary file that gets the name `out` when the block ends well, and goes otherwise."""
+    temporary = out.with_name(f".{out.stem}-{uuid.uuid4().hex}.tmp")
+    try:
+        yield temporary
+        try:
+            os.link(temporary, out)
+        except FileExistsError as error:
+            raise DataError(
+                f"--out: {str(out)!r} appeared while the rows were predicted. Choose another name"
+            ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writer(path: Path, suffix: str) -> Iterator[WriteTable]:
+    """A function that appends tables of one schema to a new file."""
+    opened: list[pq.ParquetWriter | pa_csv.CSVWriter] = []
+
+    def write(table: pa.Table) -> None:
+        if not opened:
+            kind = pa_csv.CSVWriter if suffix == ".csv" else pq.ParquetWriter
+            opened.append(kind(str(path), table.schema))
+        opened[0].write_table(table)
+
+    try:
+        yield write
+    finally:
+        for writer in opened:
+            writer.close()

@@ -1,0 +1,227 @@
+"""Curves and scatter plots, each as one `<svg>` element; legible without colour vision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from batchtrain.reporting.content import EpochRow, LineData, RegressionData
+from batchtrain.reporting.wording import shortened, tick
+
+if TYPE_CHECKING:  # matplotlib takes half a second, and a model card needs none of it
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "learning_curves",
+    "monitored_curves",
+    "predicted_against_actual",
+    "regression_line",
+]
+
+MAX_EPOCHS_DRAWN = 1000
+
+# Okabe and Ito's palette, with a deeper red: told apart by every common kind of colour vision.
+BLUE, GREEN, RED, INK = "#0072b2", "#009e73", "#cc3311", "#1f2933"
+MONITORED = (BLUE, "#d55e00", GREEN, "#aa4499", "#806000", "#56b4e9")
+
+SIZE = (400.0, 280.0)
+"""A plot's width and height: on a phone it is shrunk by a sixth, in a column of a wide page grown
+by a quarter."""
+
+LEGEND_ROW = 19
+
+
+def learning_curves(history: Sequence[EpochRow], *, best: EpochRow | None = None) -> str:
+    """Loss by epoch on train and valid rows, with the epoch whose weights were kept.
+
+    The loss axis is logarithmic where the losses span more than a factor of 50.
+    """
+    rows = _thinned(history, best)
+    epochs = [row.epoch for row in rows]
+    train = [_drawable(row.train_loss) for row in rows]
+    valid = [_drawable(row.valid_loss) for row in rows]
+
+    def fill(figure: Figure) -> None:
+        axes = _axes(figure, "Loss by epoch", "Epoch", "Loss")
+        marker = "o" if len(rows) <= 12 else None
+        axes.plot(epochs, train, color=BLUE, marker=marker, markersize=4, label="train")
+        if any(map(math.isfinite, valid)):
+            style: dict[str, Any] = {
+                "color": RED,
+                "dashes": (4, 1.6),
+                "marker": marker,
+                "markersize": 4,
+            }
+            axes.plot(epochs, valid, label="valid", **style)
+        if best is not None:
+            loss = _drawable(best.train_loss if best.valid_loss is None else best.valid_loss)
+            axes.axvline(best.epoch, color="#9aa5b1", linewidth=1, linestyle=":")
+            ring: dict[str, Any] = {
+                "marker": "o",
+                "markersize": 8,
+                "markerfacecolor": "none",
+                "linestyle": "none",
+            }
+            label = f"kept: epoch {best.epoch}"
+            axes.plot([best.epoch], [loss], color=INK, markeredgewidth=1.5, label=label, **ring)
+        _scale_losses(axes, [*train, *valid])
+        _epoch_ticks(axes)
+        _legend_above(axes)
+
+    return _draw("losses", "Learning curves: loss by epoch", SIZE, fill)
+
+
+def monitored_curves(history: Sequence[EpochRow], *, best: EpochRow | None = None) -> str:
+    """Each monitored value by epoch, such as the accuracy on the valid split."""
+    rows = _thinned(history, best)
+    tags = list(dict.fromkeys(tag for row in rows for tag in row.monitored))
+    columns = 2 if max(map(len, tags), default=0) <= 16 else 1
+    width, height = SIZE
+    size = (width, height + LEGEND_ROW * (math.ceil(len(tags) / columns) - 1))
+
+    def fill(figure: Figure) -> None:
+        axes = _axes(figure, "Monitored by epoch", "Epoch", "Value")
+        for index, tag in enumerate(tags):
+            points = [(row.epoch, row.monitored[tag]) for row in rows if tag in row.monitored]
+            axes.plot(
+                [epoch for epoch, _ in points],
+                [_drawable(value) for _, value in points],
+                color=MONITORED[index % len(MONITORED)],
+                linestyle=("-", "--", ":", "-.")[index % 4],
+                marker="o" if len(points) <= 12 else None,
+                markersize=4,
+                label=shortened(tag, 24),
+            )
+        if best is not None:
+            axes.axvline(best.epoch, color="#9aa5b1", linewidth=1, linestyle=":")
+        axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+        _epoch_ticks(axes)
+        _legend_above(axes, columns)
+
+    return _draw("monitored", "Monitored values by epoch", size, fill)
+
+
+def predicted_against_actual(regression: RegressionData) -> str:
+    """Predictions over true values, with the line on which they would be equal."""
+    actual = [_drawable(value) for value in regression.actual]
+    predicted = [_drawable(value) for value in regression.predicted]
+    finite = [value for value in (*actual, *predicted) if math.isfinite(value)] or [0.0, 1.0]
+    margin = 0.04 * (max(finite) - min(finite)) or 0.5
+    limits = (min(finite) - margin, max(finite) + margin)
+
+    def fill(figure: Figure) -> None:
+        split = shortened(regression.split, 12)
+        axes = _axes(figure, f"Predicted against actual, {split} split", "Actual", "Predicted")
+        axes.plot(limits, limits, color=INK, linewidth=1, linestyle="--", label="equal")
+        _points(axes, actual, predicted, BLUE, "o", f"{split} rows")
+        axes.set(xlim=limits, ylim=limits, aspect="equal")
+        _plain_ticks(axes)
+        _legend_above(axes)
+
+    return _draw("predictions", "Predicted against actual values", (400.0, 400.0), fill)
+
+
+def regression_line(line: LineData, *, target: str) -> str:
+    """A regression on one feature: train rows blue, test rows green, predictions red."""
+
+    def fill(figure: Figure) -> None:
+        axes = _axes(figure, "Data and predictions", shortened(line.feature, 24), "")
+        axes.set_ylabel(shortened(target, 24))
+        _points(axes, line.train_x, line.train_y, BLUE, "o", "train")
+        _points(axes, line.test_x, line.test_y, GREEN, "s", "test")
+        _points(axes, line.test_x, line.predicted_y, RED, "x", "predictions")
+        _plain_ticks(axes)
+        _legend_above(axes)
+
+    return _draw("line", "Train rows, test rows and predictions", (400.0, 320.0), fill)
+
+
+def _draw(name: str, label: str, size: tuple[float, float], fill: Any) -> str:
+    from batchtrain.reporting.svg import draw
+
+    return draw(name, label, size, fill)
+
+
+def _axes(figure: Figure, title: str, x_label: str, y_label: str) -> Axes:
+    figure.set_layout_engine("constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
+    return axes
+
+
+def _legend_above(axes: Axes, columns: int = 4) -> None:
+    """Put the legend between the title and the plot, where it hides no point."""
+    rows = math.ceil(len(axes.get_legend_handles_labels()[1]) / columns)
+    axes.set_title(axes.get_title("left"), pad=6 + LEGEND_ROW * rows)
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(0, 1.0),
+        ncols=columns,
+        borderpad=0.2,
+        columnspacing=1.2,
+        handletextpad=0.5,
+        handlelength=1.8,
+    )
+
+
+def _points(
+    axes: Axes, x: Sequence[float], y: Sequence[float], color: str, marker: str, label: str
+) -> None:
+    few = len(x) <= 200
+    axes.plot(
+        [_drawable(value) for value in x],
+        [_drawable(value) for value in y],
+        linestyle="none",
+        marker=marker,
+        markersize=5 if few else 3,
+        markeredgewidth=1.4 if marker == "x" else 0,
+        color=color,
+        alpha=0.85 if few else 0.45,
+        label=label,
+    )
+
+
+def _plain_ticks(axes: Axes) -> None:
+    axes.locator_params("x", nbins=5)
+    axes.xaxis.set_major_formatter(lambda value, _: tick(value))
+    axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+
+
+def _epoch_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    axes.xaxis.set_major_formatter(lambda value, _: tick(value))
+
+
+def _scale_losses(axes: Axes, losses: Sequence[float]) -> None:
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if finite and min(finite) > 0 and max(finite) > 50 * min(finite):
+        from matplotlib.ticker import NullFormatter
+
+        axes.set_yscale("log")
+        axes.set_ylabel("Loss (logarithmic)")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_formatter(lambda value, _: tick(value))
+
+
+def _thinned(history: Sequence[EpochRow], best: EpochRow | None) -> list[EpochRow]:
+    """At most about 1000 evenly spaced epochs, with the first, the last and the best."""
+    if len(history) <= MAX_EPOCHS_DRAWN:
+        return list(history)
+    step = math.ceil(len(history) / MAX_EPOCHS_DRAWN)
+    last = len(history) - 1
+    return [
+        row
+        for index, row in enumerate(history)
+        if index % step == 0 or index == last or (best is not None and row.epoch == best.epoch)
+    ]
+
+
+def _drawable(value: float | None) -> float:
+    """NaN, which leaves a gap, for what has no place on an axis."""
+    return math.nan if value is None or not math.isfinite(value) else float(value)

@@ -1,0 +1,202 @@
+"""The one way from raw rows to outputs: evaluation, the export check and prediction all use it.
+
+Shapes: n rows of a block, F numeric features, C categorical columns, K columns of output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import safetensors.torch
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+
+from batchtrain.artifacts.artifact import Artifact
+from batchtrain.errors import ArtifactError
+from batchtrain.models.build import build_model
+from batchtrain.models.inputs import ModelInputs
+from batchtrain.models.losses import activate
+from batchtrain.preprocessing import Features, FittedPreprocessor, FittedTarget, transform
+from batchtrain.spec.model import ModelSpec
+from batchtrain.spec.training import LossName
+
+__all__ = ["SCORE_ROWS", "CustomCode", "Scored", "Scorer", "prediction_table"]
+
+SCORE_ROWS = 2048
+"""Rows are scored in blocks of exactly this many, the last one filled up with zeros: the last
+bits of a matrix product depend on its shape."""
+
+
+@dataclass(frozen=True)
+class CustomCode:
+    """What an operator allows to run for a `custom` model.
+
+    Attributes:
+        target: `package.module:Class`, or None where the model is not custom.
+        allow: The packages whose code may run.
+        search: The spec file's folder.
+    """
+
+    target: str | None = None
+    allow: Sequence[str] = ()
+    search: Path | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The outputs for a block of raw rows.
+
+    Attributes:
+        outputs: float32 `[n, K]`: probabilities by class code, or `[n, 1]` values. A row that is
+            not usable has NaN.
+        features: What the rows became, with the counts of filled and unseen values.
+    """
+
+    outputs: npt.NDArray[np.float32]
+    features: Features
+
+
+class Scorer:
+    """Scores rows with a fitted preprocessor and a trained model.
+
+    A row's outputs depend on that row alone, not on its neighbours or its place.
+    """
+
+    def __init__(
+        self, preprocessor: FittedPreprocessor, model: nn.Module, loss: LossName
+    ) -> None:
+        self.preprocessor = preprocessor
+        self._model = model.to("cpu").eval()
+        self._loss = loss
+
+    @classmethod
+    def of(
+        cls,
+        artifact: Artifact,
+        *,
+        weights: str,
+        preprocessor: FittedPreprocessor,
+        code: CustomCode,
+    ) -> Scorer:
+        """Build the scorer of a trained model or a bundle.
+
+        Args:
+            artifact: Its content names the model's shape, widths and loss.
+            weights: The name of its safetensors file.
+            preprocessor: What turns raw rows into the model's inputs.
+            code: The operator's word on custom code; an artifact never names any.
+
+        Raises:
+            ArtifactError: If model, weights and preprocessor do not belong together.
+        """
+        content = artifact.manifest.content
+        inputs = ModelInputs.from_json(content["inputs"])
+        widths = (preprocessor.num_numeric, preprocessor.cardinalities)
+        if (inputs.num_numeric, inputs.cardinalities) != widths:
+            raise ArtifactError(
+                f"expected a preprocessor of the widths {inputs} in {artifact.url}, found {widths}"
+                ". The artifact is damaged; make it anew"
+            )
+        model = build_model(
+            _model_spec(content["model"], code, where=artifact.url),
+            inputs,
+            seed=0,
+            allow_code=code.allow,
+            search=code.search,
+        )
+        try:
+            model.load_state_dict(safetensors.torch.load(artifact.read(weights)))
+        except RuntimeError as error:
+            raise ArtifactError(
+                f"expected the weights of {content['model']} in {artifact.url}, found others "
+                f"({error}). The artifact is damaged; make it anew"
+            ) from error
+        return cls(preprocessor, model, cast("LossName", content["loss"]))
+
+    def score(self, table: pa.Table, *, first_row: int = 0) -> Scored:
+        """Score raw rows.
+
+        Args:
+            table: The columns of the preprocessor's `input_types`, in canonical types.
+            first_row: The global number of the first row, for messages.
+        """
+        features = transform(self.preprocessor, table, first_row=first_row)
+        outputs = self.score_features(features.numeric, features.codes)
+        outputs[~features.usable] = np.nan
+        return Scored(outputs=outputs, features=features)
+
+    def score_features(
+        self, numeric: npt.NDArray[np.float32], codes: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.float32]:
+        """Score rows that are transformed already; float32 `[n, K]`."""
+        parts = []
+        with _one_thread(), torch.inference_mode():
+            for start in range(0, max(len(numeric), 1), SCORE_ROWS):
+                stop = min(start + SCORE_ROWS, len(numeric))
+                numeric_BF = torch.zeros(SCORE_ROWS, numeric.shape[1])
+                codes_BC = torch.zeros(SCORE_ROWS, codes.shape[1], dtype=torch.int64)
+                numeric_BF[: stop - start] = torch.from_numpy(np.array(numeric[start:stop]))
+                codes_BC[: stop - start] = torch.from_numpy(np.array(codes[start:stop]))
+                outputs_BK = activate(self._model(numeric_BF, codes_BC), self._loss)
+                parts.append(outputs_BK[: stop - start].numpy())
+        return np.concatenate(parts)
+
+
+def prediction_table(
+    target: FittedTarget,
+    row_id: npt.NDArray[np.int64],
+    outputs: npt.NDArray[np.float32],
+) -> pa.Table:
+    """Predictions as people read them: `row_id`, `prediction`, and a probability for each class.
+
+    A row that could not be used has nulls.
+    """
+    unusable = np.isnan(outputs).any(axis=1)
+    columns: dict[str, pa.Array] = {"row_id": pa.array(row_id, type=pa.int64())}
+    if target.task == "regression":
+        columns["prediction"] = pa.array(outputs[:, 0], mask=unusable)
+        return pa.table(columns)
+    best = np.where(unusable, 0, outputs.argmax(axis=1))
+    names = pa.array(target.classes, type=pa.string())
+    columns["prediction"] = names.take(pa.array(best, mask=unusable))
+    for code, name in enumerate(target.classes):
+        columns[f"probability_{name}"] = pa.array(outputs[:, code], mask=unusable)
+    return pa.table(columns)
+
+
+def _model_spec(document: Mapping[str, Any], code: CustomCode, *, where: str) -> ModelSpec:
+    """The model's section; a custom class comes from the operator, never from an artifact."""
+    if document.get("kind") == "custom":
+        if code.target is None:
+            raise ArtifactError(
+                f"expected a built-in model in {where}, found a custom one, whose code no artifact "
+                "names. Pass `--model package.module:Class --allow-code package`"
+            )
+        document = {**document, "target": code.target}
+    adapter: TypeAdapter[ModelSpec] = TypeAdapter(ModelSpec)
+    try:
+        return adapter.validate_python(dict(document), strict=False)
+    except ValidationError as error:
+        raise ArtifactError(
+            f"expected a model that this version knows in {where}, found {dict(document)}. "
+            "Use the batchtrain version that wrote it"
+        ) from error
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Score on one thread: how rows are dealt to threads would show in the last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

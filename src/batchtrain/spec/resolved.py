@@ -1,0 +1,71 @@
+"""The spec with every open value filled in, as it is printed and kept beside what it made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from batchtrain.spec.run import RunSpec
+
+__all__ = ["resolved_document", "spec_yaml"]
+
+
+def resolved_document(
+    spec: RunSpec,
+    *,
+    data: Mapping[str, Any],
+    batch_rows: int,
+    loss: str,
+    metrics: Sequence[str],
+    device: str,
+) -> dict[str, Any]:
+    """Put the values in force in the place of every `auto`.
+
+    Args:
+        spec: As it was written.
+        data: The `data` section with task, columns and split decided.
+        batch_rows: The global batch.
+        loss: Its name.
+        metrics: Their names.
+        device: Where the model trains.
+    """
+    document = spec.model_dump(mode="json")
+    # Where the rows came from is as the user wrote it, whoever prepared them first.
+    document["data"] = {**data, "source": spec.data.source}
+    document["training"] |= {"batch_size": batch_rows, "loss": loss}
+    document["evaluation"]["metrics"] = list(metrics)
+    document["engine"] = "embedded"
+    document["resources"] |= {"workers": 1, "device": device}
+    if document["tracking"]["log_every_epochs"] == "auto":
+        document["tracking"]["log_every_epochs"] = max(1, spec.training.epochs // 10)
+    return document
+
+
+def spec_yaml(document: Mapping[str, Any]) -> str:
+    """The document as YAML that the spec reader takes."""
+    text: str = yaml.dump(
+        _without_nulls(document),
+        Dumper=_PlainDumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=None,
+        width=100,
+    )
+    return text
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Writes no anchors, which our reader refuses."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Never point back to a value that was written before."""
+        return True
+
+
+def _without_nulls(value: Any) -> Any:
+    """Leave out what is not set: `fill_value: null` on every column says nothing."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return value

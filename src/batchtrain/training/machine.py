@@ -1,0 +1,101 @@
+"""Every choice that another machine could make differently: made once, recorded, used again."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from batchtrain.errors import ArtifactError, TrainingError
+from batchtrain.spec.run import ResourcesSpec
+from batchtrain.version import __version__
+
+__all__ = ["MachineChoices", "choose_machine", "machine_in_force"]
+
+
+@dataclass(frozen=True)
+class MachineChoices:
+    """What the bits of a result depend on besides the spec and the rows.
+
+    Attributes:
+        device: `cpu` or `cuda`.
+        threads: Intra-op threads; their number is part of the rounding.
+        fused: Whether the optimizer takes torch's one-kernel step.
+        capability: The CPU's vector unit, or the GPU's name.
+        torch: The version of torch.
+        python: The version of Python.
+        batchtrain: The version of batchtrain.
+    """
+
+    device: str
+    threads: int
+    fused: bool
+    capability: str
+    torch: str
+    python: str
+    batchtrain: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The choices as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any], *, where: str) -> MachineChoices:
+        """Read what `to_json` wrote; raises `ArtifactError` if it is something else."""
+        try:
+            return cls(**document)
+        except TypeError as error:
+            raise ArtifactError(
+                f"expected the record of a run in {where}, found something else ({error}). "
+                "Delete the run's folder to start it anew"
+            ) from error
+
+
+def choose_machine(resources: ResourcesSpec) -> MachineChoices:
+    """Choose for this machine.
+
+    Raises:
+        TrainingError: If the spec asks for a device that is not there.
+    """
+    has_cuda = torch.cuda.is_available()
+    if resources.device == "cuda" and not has_cuda:
+        raise TrainingError(
+            "resources.device: expected a CUDA device, found none on this machine. "
+            "Use `device: auto` or `device: cpu`"
+        )
+    device = "cuda" if has_cuda and resources.device != "cpu" else "cpu"
+    return MachineChoices(
+        device=device,
+        threads=resources.cpus_per_worker,
+        fused=True,
+        capability=torch.cuda.get_device_name() if device == "cuda" else _cpu_capability(),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        batchtrain=__version__,
+    )
+
+
+@contextmanager
+def machine_in_force(choices: MachineChoices) -> Iterator[torch.device]:
+    """Set torch's threads and determinism for a block of code, and put them back after it."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if choices.device == "cuda":
+        # cuBLAS reads this when it makes its first handle; without it sums differ run by run.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(choices.threads)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield torch.device(choices.device)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
+
+
+def _cpu_capability() -> str:
+    return str(torch.backends.cpu.get_cpu_capability())

@@ -1,0 +1,84 @@
+"""The train stage as others call it: return the published model, or train and publish it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from batchtrain.artifacts import BuildStatus, Draft, RunLayout, reuse_or_build
+from batchtrain.artifacts.prepared import PreparedData
+from batchtrain.artifacts.trained import TRAINED_MODEL, TrainedModel
+from batchtrain.progress import Progress
+from batchtrain.spec.base import fingerprint_of
+from batchtrain.spec.load import LoadedSpec
+from batchtrain.spec.model import CustomModel
+from batchtrain.storage import Storage
+
+__all__ = ["run_layout", "train"]
+
+
+def run_layout(loaded: LoadedSpec, prepared: PreparedData, storage: Storage) -> RunLayout:
+    """Where the run of this spec on these data lies."""
+    run_id = fingerprint_of(_inputs(loaded, prepared))[:12]
+    return RunLayout(storage=storage, name=loaded.spec.name, run_id=run_id)
+
+
+def train(
+    loaded: LoadedSpec,
+    prepared: PreparedData,
+    layout: RunLayout,
+    progress: Progress,
+    *,
+    allow_code: Sequence[str] = (),
+) -> tuple[TrainedModel, BuildStatus]:
+    """Train the model of a spec on prepared data, once.
+
+    Raises:
+        InterruptedRunError: If Ctrl-C or SIGTERM came; calling again goes on from there.
+        TrainingError: If the training failed.
+    """
+    resumed = False
+
+    def build(draft: Draft) -> Any:
+        # Imported here, since a run that reuses its model does not need torch.
+        from batchtrain.training.train import train_model
+
+        nonlocal resumed
+        content, resumed = train_model(
+            loaded, prepared, layout, draft, progress, allow_code=allow_code
+        )
+        return content
+
+    artifact, status = reuse_or_build(
+        layout.storage, layout.model, TRAINED_MODEL, inputs=_inputs(loaded, prepared), build=build
+    )
+    if resumed:
+        from batchtrain.training.checkpoints import remove_checkpoints
+
+        remove_checkpoints(layout)
+        status = "resumed"
+    return TrainedModel(artifact), status
+
+
+def _inputs(loaded: LoadedSpec, prepared: PreparedData) -> dict[str, Any]:
+    """What a trained model depends on, as JSON.
+
+    `tracking.monitor` is among them, unlike the rest of `tracking`: it decides which splits the
+    history holds, and whether anybody looked at the test split while training.
+    """
+    spec = loaded.spec
+    inputs: dict[str, Any] = {
+        "stage": "train",
+        "format": TRAINED_MODEL.format,
+        "prepared": prepared.artifact.manifest.fingerprint,
+        "model": spec.model.model_dump(mode="json"),
+        "training": spec.training.model_dump(mode="json"),
+        "monitor": sorted(spec.tracking.monitor),
+        "determinism": spec.determinism,
+        "seed": spec.seed,
+    }
+    if isinstance(spec.model, CustomModel):
+        from batchtrain.models.custom import code_hash
+
+        inputs["code"] = code_hash(spec.model.target, search=loaded.path.parent)
+    return inputs

@@ -1,0 +1,155 @@
+"""What the training loop may ask of whatever runs it, and the one-process answer.
+
+Shapes: B rows of a batch, N rows of a split, F numeric features, C categorical columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from batchtrain.artifacts.prepared import SplitRows
+from batchtrain.models.inputs import Batch
+from batchtrain.row_order import counter_generator, epoch_order
+from batchtrain.training.plan import TrainingPlan
+
+__all__ = ["LocalWorker", "ResidentSplit", "Worker"]
+
+GATHER_ROWS = 16_384
+"""Rows gathered in one go: enough to spread the cost of the call, few enough for the cache."""
+
+
+class Worker(Protocol):
+    """What one training process may ask of whatever launched it.
+
+    The loop is written against this and nothing else, so that it knows neither files nor other
+    processes. Every worker of a run takes the same number of steps.
+    """
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether somebody asked for the run to stop; the loop looks at it after each step."""
+        ...
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """Put the model on the worker's device and make its gradients those of the batch."""
+        ...
+
+    def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """Yield this worker's part of the global batches of an epoch, from `first_step` on.
+
+        Calling twice with the same arguments yields the same rows in the same order.
+        """
+        ...
+
+    def seed_step(self, step: int) -> None:
+        """Set the generator that dropout draws from, by the global step alone."""
+        ...
+
+    def split_batches(self, split: str) -> Iterator[Batch]:
+        """Yield every row of a split once, in its own order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ResidentSplit:
+    """A split as contiguous tensors on the device.
+
+    Attributes:
+        numeric_NF: float32.
+        codes_NC: int64.
+        target_N: int64 class codes, or float32 values.
+    """
+
+    numeric_NF: Tensor
+    codes_NC: Tensor
+    target_N: Tensor
+
+    @classmethod
+    def of(cls, rows: SplitRows, device: torch.device) -> ResidentSplit:
+        """Move rows to the device; a float64 target becomes float32, as the model's outputs are."""
+        target = torch.from_numpy(np.array(rows.target))
+        if target.is_floating_point():
+            target = target.to(torch.float32)
+        return cls(
+            numeric_NF=torch.from_numpy(np.array(rows.numeric)).to(device),
+            codes_NC=torch.from_numpy(np.array(rows.codes)).to(device),
+            target_N=target.to(device),
+        )
+
+    def __len__(self) -> int:
+        """N."""
+        return int(self.target_N.shape[0])
+
+    def gathered(self, rows: Tensor, batch_rows: int) -> Iterator[Batch]:
+        """Cut the rows of an index into batches; each is a view of one gathered block."""
+        numeric = self.numeric_NF[rows].split(batch_rows)
+        codes = self.codes_NC[rows].split(batch_rows)
+        targets = self.target_N[rows].split(batch_rows)
+        for numeric_BF, codes_BC, target_B in zip(numeric, codes, targets, strict=True):
+            yield Batch(numeric_BF, codes_BC, target_B)
+
+    def in_order(self, batch_rows: int) -> Iterator[Batch]:
+        """All rows once, as they lie."""
+        for numeric_BF, codes_BC, target_B in zip(
+            self.numeric_NF.split(batch_rows),
+            self.codes_NC.split(batch_rows),
+            self.target_N.split(batch_rows),
+            strict=True,
+        ):
+            yield Batch(numeric_BF, codes_BC, target_B)
+
+
+class LocalWorker:
+    """Runs the whole batch in this process, from rows that are resident on the device."""
+
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        splits: Mapping[str, SplitRows],
+        device: torch.device,
+        stop_requested: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.device = device
+        self._plan = plan
+        self._splits = {name: ResidentSplit.of(rows, device) for name, rows in splits.items()}
+        self._stop_requested = stop_requested
+        self._dropout_seed = int(counter_generator(plan.seed, "dropout").random_raw(1)[0] >> 33)
+
+    @property
+    def stop_requested(self) -> bool:
+        """See `Worker.stop_requested`."""
+        return self._stop_requested()
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """See `Worker.wrap`; with one process the model is its own wrapper."""
+        return model.to(self.device)
+
+    def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """See `Worker.batches`."""
+        plan = self._plan
+        order = epoch_order(plan.num_rows, lanes=plan.lanes, seed=plan.seed, epoch=epoch)
+        rows = torch.from_numpy(order).to(self.device)
+        stride = max(1, GATHER_ROWS // plan.batch_rows) * plan.batch_rows
+        for start in range(first_step * plan.batch_rows, plan.num_rows, stride):
+            yield from self._splits["train"].gathered(rows[start : start + stride], plan.batch_rows)
+
+    def seed_step(self, step: int) -> None:
+        """See `Worker.seed_step`.
+
+        torch's CPU generator keeps 32 bits of a seed, so consecutive steps get consecutive
+        seeds: no two steps of a run share one.
+        """
+        seed = self._dropout_seed + step
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def split_batches(self, split: str) -> Iterator[Batch]:
+        """See `Worker.split_batches`."""
+        return self._splits[split].in_order(GATHER_ROWS)

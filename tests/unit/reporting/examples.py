@@ -1,0 +1,1 @@
+"""Contents that look like those of real runs."""
