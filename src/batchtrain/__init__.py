@@ -39,7 +39,9 @@ def run(
     return run_spec(load_spec(spec, overrides), allow_code=allow_code).to_json()
 
 
-def load_bundle(path: str | Path, *, model: str | None = None, allow_code: Sequence[str] = ()) -> Any:
+def load_bundle(
+    path: str | Path, *, model: str | None = None, allow_code: Sequence[str] = ()
+) -> Any:
     """Load a bundle; see `batchtrain.prediction.loaded.LoadedBundle`.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -194,10 +195,8 @@ def _measured(report: EvaluationReport) -> str:
 def _stage_rows(records: Sequence[StageRecord], layout: RunLayout) -> list[StageRow]:
     """The stages so far, each with the time that it took when it was built."""
     built: dict[str, dict[str, Any]] = {}
-    try:
+    with suppress(FileNotFoundError, ValueError):
         built = json.loads(layout.storage.read(layout.stage_log))
-    except (FileNotFoundError, ValueError):
-        pass
     for record in records:
         if record.status != "reused" or record.name not in built:
             built[record.name] = asdict(record)
@@ -212,10 +211,8 @@ def _show_report(report: EvaluationReport, layout: RunLayout) -> str:
     """Put the page where a person looks for it: beside the run, under a name that stays."""
     page = report.page()
     where = layout.storage.url(layout.report_page)
-    try:
+    with suppress(FileNotFoundError):
         if layout.storage.read(layout.report_page) == page:
             return where
-    except FileNotFoundError:
-        pass
     layout.storage.write(layout.report_page, page)
     return where

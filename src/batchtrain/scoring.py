@@ -70,9 +70,7 @@ class Scorer:
     A row's outputs depend on that row alone, not on its neighbours or its place.
     """
 
-    def __init__(
-        self, preprocessor: FittedPreprocessor, model: nn.Module, loss: LossName
-    ) -> None:
+    def __init__(self, preprocessor: FittedPreprocessor, model: nn.Module, loss: LossName) -> None:
         self.preprocessor = preprocessor
         self._model = model.to("cpu").eval()
         self._loss = loss

@@ -106,7 +106,9 @@ class Manifest:
                 content=dict(document["content"]),
                 files={
                     str(name): FileEntry(
-                        path=str(entry["path"]), size=int(entry["size"]), sha256=str(entry["sha256"])
+                        path=str(entry["path"]),
+                        size=int(entry["size"]),
+                        sha256=str(entry["sha256"]),
                     )
                     for name, entry in document["files"].items()
                 },

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchtrain.tables.safety import refuse_unsafe_types
+from batchtrain.tables.safety import refuse_unsafe_footer, refuse_unsafe_types
 
 __all__ = ["parquet_bytes", "table_from_bytes"]
 
@@ -37,6 +39,8 @@ def table_from_bytes(data: bytes, *, where: str) -> pa.Table:
     Raises:
         UnsafeInputError: If the file holds an Arrow extension type, which could run code.
     """
+    # Before Arrow sees the file: merely opening it would call the class of an extension type.
+    refuse_unsafe_footer(io.BytesIO(data), where)
     file = pq.ParquetFile(pa.BufferReader(data))
     refuse_unsafe_types(file.schema_arrow, where)
     return file.read()

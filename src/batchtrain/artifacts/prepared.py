@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,8 @@ from batchtrain.artifacts.parquet_bytes import parquet_bytes, table_from_bytes
 from batchtrain.errors import ArtifactDamagedError
 
 __all__ = ["PREPARED_DATA", "PreparedData", "SplitRows"]
+
+Task = Literal["classification", "regression"]
 
 PREPARED_DATA = ArtifactKind("prepared_data", 1)
 
@@ -43,9 +45,7 @@ class SplitRows:
 
     def __getitem__(self, rows: slice | npt.NDArray[Any]) -> SplitRows:
         """Some of the rows."""
-        return SplitRows(
-            self.numeric[rows], self.codes[rows], self.target[rows], self.row_id[rows]
-        )
+        return SplitRows(self.numeric[rows], self.codes[rows], self.target[rows], self.row_id[rows])
 
     @staticmethod
     def concatenate(parts: Sequence[SplitRows]) -> SplitRows:
@@ -92,9 +92,9 @@ class PreparedData:
         return dict(self.artifact.manifest.content)
 
     @property
-    def task(self) -> str:
+    def task(self) -> Task:
         """Classification or regression."""
-        return str(self.content["task"])
+        return "regression" if self.content["task"] == "regression" else "classification"
 
     @property
     def num_classes(self) -> int:
@@ -138,7 +138,6 @@ class PreparedData:
                 f"{self.artifact.url}, found {len(rows)}. Delete that folder and prepare again"
             )
         return rows
-
 
     def preprocessing_state(self) -> dict[str, Any]:
         """The fitted preprocessor as JSON."""

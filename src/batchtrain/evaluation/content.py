@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,15 +29,6 @@ KNOWN_TRUTH: Mapping[str, Mapping[str, float]] = {
 
 SMALL_MODEL = 16
 """The learned numbers of a model are shown where there are at most this many."""
-
-
-class _Scores(Protocol):
-    """What evaluation found for one split."""
-
-    rows: SplitRows
-    outputs: npt.NDArray[np.float32]
-    metrics: dict[str, float | None]
-    notes: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ def report_content(
 def _summary(spec: RunSpec, fitted: FittedPreprocessor) -> str:
     shape = "-".join(str(width) for width in getattr(spec.model, "hidden", ()))
     name = f"{spec.model.kind} {shape}".strip()
-    return f"{name} on {len(fitted.columns)} features, predicting {fitted.target.name}"
+    return f"{name} on {len(fitted.columns)} features"
 
 
 def _splits(prepared: PreparedData, profile: Mapping[str, Any]) -> tuple[page.SplitRows, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,7 +67,7 @@ def evaluate_model(
         The manifest's content: metrics by split, and the thresholds that are missed.
     """
     spec = loaded.spec
-    task = cast("Task", prepared.task)
+    task = prepared.task
     fitted = FittedPreprocessor.from_json(
         prepared.preprocessing_state(), where=prepared.artifact.url
     )
@@ -84,7 +84,7 @@ def evaluate_model(
         if prepared.num_rows(split):
             scores[split] = _score_split(scorer, prepared.load(split), names, task)
             progress.working(f"{split} rows scored", prepared.num_rows(split), None)
-    failures = _failures(spec.evaluation.require, scores)
+    failures = _failures(dict(spec.evaluation.require), scores)
     for split in _published_splits(scores):
         found = scores[split]
         table = prediction_table(fitted.target, found.rows.row_id, found.outputs)
@@ -112,9 +112,7 @@ def evaluate_model(
     return {"metrics": metrics, "failures": [str(failure) for failure in failures]}
 
 
-def _score_split(
-    scorer: Scorer, rows: SplitRows, names: Sequence[str], task: Task
-) -> SplitScores:
+def _score_split(scorer: Scorer, rows: SplitRows, names: Sequence[str], task: Task) -> SplitScores:
     outputs = scorer.score_features(rows.numeric, rows.codes)
     metrics = build_metrics(names, task, len(scorer.preprocessor.target.classes))
     predicted = torch.from_numpy(outputs if task == "classification" else outputs[:, 0])
@@ -123,11 +121,11 @@ def _score_split(
     return SplitScores(rows, outputs, result.values, result.notes)
 
 
-def _failures(require: Mapping[str, str], scores: Mapping[str, SplitScores]) -> list[Failure]:
+def _failures(require: Mapping[Any, str], scores: Mapping[str, SplitScores]) -> list[Failure]:
     """The thresholds that the test split misses; without a test split all are missed."""
     test = scores.get("test")
     values = test.metrics if test else {}
-    return check_requirements(dict(require), values, test.notes if test else {})
+    return check_requirements(require, values, test.notes if test else {})
 
 
 def _published_splits(scores: Mapping[str, SplitScores]) -> list[str]:

@@ -208,12 +208,12 @@ def _new_state(name: str, num_classes: int) -> Metric:
     return own[name]()
 
 
-def _accuracy(correct_K: Tensor, predicted_K: Tensor, actual_K: Tensor) -> float:
+def _accuracy(correct_K: Tensor, _predicted_K: Tensor, actual_K: Tensor) -> float:
     """The share of rows that are right; with one class a row, micro F1 is the same."""
     return int(correct_K.sum()) / int(actual_K.sum())
 
 
-def _balanced_accuracy(correct_K: Tensor, predicted_K: Tensor, actual_K: Tensor) -> float:
+def _balanced_accuracy(correct_K: Tensor, _predicted_K: Tensor, actual_K: Tensor) -> float:
     return _mean_ratio(correct_K, actual_K, actual_K > 0)
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -73,7 +73,7 @@ class LoadedBundle:
     @property
     def columns(self) -> dict[str, ColumnType]:
         """The raw columns that are needed, and their types."""
-        return cast("dict[str, ColumnType]", self.preprocessor.input_types)
+        return self.preprocessor.input_types
 
     def predict(self, rows: Rows) -> pd.DataFrame:
         """Predict on rows in memory.
@@ -89,15 +89,14 @@ class LoadedBundle:
         Raises:
             SchemaMismatchError: If a column is missing or holds values of another type.
         """
-        return self.predict_table(frame_to_table(rows))[0].to_pandas()
+        frame: pd.DataFrame = self.predict_table(frame_to_table(rows))[0].to_pandas()
+        return frame
 
     def predict_table(self, table: pa.Table) -> tuple[pa.Table, PredictionCounts]:
         """As `predict`, on an Arrow table of any column types that fit; with the counts."""
         counts = PredictionCounts()
         blocks = [
-            conform(
-                table.slice(start, BLOCK_ROWS), self.columns, first_row=start, where="the rows"
-            )
+            conform(table.slice(start, BLOCK_ROWS), self.columns, first_row=start, where="the rows")
             for start in range(0, max(table.num_rows, 1), BLOCK_ROWS)
         ]
         return pa.concat_tables(list(self.predict_blocks(iter(blocks), counts))), counts
@@ -142,8 +141,3 @@ def load_bundle(
     """
     code = CustomCode(target=model, allow=allow_code, search=Path.cwd())
     return LoadedBundle(ModelBundle.open(Path(path)), code)
-
-
-def single_row(values: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """One row, as `--row` gives it, in the form of a table."""
-    return {name: [value] for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Stage 1: from raw rows to prepared data. Split first, fit on the training rows, then transform."""
+"""Stage 1: from raw rows to prepared data. Split first, fit on train, then transform."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from batchtrain.preprocessing.statistics import (
     merge_statistics,
     merge_tree,
 )
+from batchtrain.preprocessing.transform import class_names
 from batchtrain.progress import Progress
 from batchtrain.spec.data import SPLITS
 from batchtrain.tables import read_blocks
@@ -75,8 +76,7 @@ def build_prepared_data(found: Survey, draft: Draft, progress: Progress) -> Mapp
         "lanes": LANES,
         "input_rows": found.schema.num_rows,
         "splits": {
-            split: {"rows": found.rows(split), "shards": written.shards[split]}
-            for split in SPLITS
+            split: {"rows": found.rows(split), "shards": written.shards[split]} for split in SPLITS
         },
     }
 
@@ -91,12 +91,14 @@ def fit(
         train = pa.array(block.splits == SPLITS.index("train"))
         rows = block.table.filter(train)
         parts.append(block_statistics(rows, found.data.columns, first_row=block.first_row))
-        if found.data.task == "classification":
-            classes.update(rows[found.data.target].unique().to_pylist())
-        progress.working("rows fitted", block.first_row + block.table.num_rows, len(found.split_of_row))
+        if found.task == "classification":
+            classes.update(class_names(rows[found.data.target]).unique().to_pylist())
+        progress.working(
+            "rows fitted", block.first_row + block.table.num_rows, len(found.split_of_row)
+        )
     target = FittedTarget(
         name=found.data.target,
-        task="classification" if found.data.task == "classification" else "regression",
+        task=found.task,
         classes=tuple(sorted(classes, key=str.encode)),
     )
     statistics = merge_tree(parts, merge_statistics)
@@ -115,9 +117,7 @@ class _Written:
 def _write_splits(
     found: Survey, fitted: FittedPreprocessor, draft: Draft, progress: Progress
 ) -> _Written:
-    writers = {
-        split: ShardWriter(draft, split, found.rows(split), lanes=LANES) for split in SPLITS
-    }
+    writers = {split: ShardWriter(draft, split, found.rows(split), lanes=LANES) for split in SPLITS}
     filled: Counter[str] = Counter()
     unseen: Counter[str] = Counter()
     for block in _blocks(found):
@@ -132,7 +132,9 @@ def _write_splits(
         for place, split in enumerate(SPLITS):
             chosen = block.splits[used] == place
             writers[split].add(_split_rows(features, target, rows, chosen))
-        progress.working("rows written", block.first_row + len(block.splits), len(found.split_of_row))
+        progress.working(
+            "rows written", block.first_row + len(block.splits), len(found.split_of_row)
+        )
     return _Written({split: writers[split].names for split in SPLITS}, filled, unseen)
 
 

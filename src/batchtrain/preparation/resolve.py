@@ -167,9 +167,7 @@ def _target_problems(
         )
 
 
-def _no_such_column(
-    key: str, name: str, names: list[str], where: Callable[[str], str]
-) -> Problem:
+def _no_such_column(key: str, name: str, names: list[str], where: Callable[[str], str]) -> Problem:
     close = did_you_mean(name, names)
     listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     hint = f"Did you mean {close!r}?" if close else f"The columns are {listed}"
@@ -200,11 +198,11 @@ def _kind_mismatch(
             f"column {name!r} is declared categorical but holds numbers with fractions",
             "Declare it numeric, or round it in the table",
         )
-    if isinstance(declared, NumericColumn) and found == "boolean":
+    if isinstance(declared, CategoricalColumn | NumericColumn) and found == "boolean":
         return Problem(
             where(key),
             key,
-            f"column {name!r} is declared numeric but holds true and false",
+            f"column {name!r} is declared {declared.kind} but holds true and false",
             "Declare it boolean",
         )
     return None

@@ -30,7 +30,7 @@ def split_sizes(rows: npt.NDArray[np.int64], fractions: Fractions) -> npt.NDArra
     shares = np.array([fractions.of(split) for split in SPLITS])
     ideal = rows[:, None] * shares
     # A hair is added, so that 0.7 * 10 is 7 also where binary fractions make it 6.999.
-    sizes = np.floor(ideal + 1e-9).astype(np.int64)
+    sizes: npt.NDArray[np.int64] = np.floor(ideal + 1e-9).astype(np.int64)
     remainder = ideal - sizes
     by_remainder = np.argsort(-remainder, axis=1, kind="stable")
     rank = np.argsort(by_remainder, axis=1, kind="stable")
@@ -38,7 +38,7 @@ def split_sizes(rows: npt.NDArray[np.int64], fractions: Fractions) -> npt.NDArra
 
     wanted = shares > 0
     large = rows >= wanted.sum()
-    for split in np.flatnonzero(wanted):
+    for split in np.flatnonzero(wanted).tolist():
         poor = large & (sizes[:, split] == 0)
         sizes[poor, np.argmax(sizes[poor], axis=1)] -= 1
         sizes[poor, split] += 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,17 +18,15 @@ from batchtrain.preparation.resolve import (
     resolve_task,
 )
 from batchtrain.preparation.splits import assign_splits
-from batchtrain.preprocessing.fitted import INPUT_TYPES
-from batchtrain.preprocessing.transform import missing_rows
+from batchtrain.preprocessing.fitted import INPUT_TYPES, Task
+from batchtrain.preprocessing.transform import class_names, missing_rows
 from batchtrain.spec.data import SPLITS, ColumnSpec, DataSpec
-from batchtrain.tables import Source, TableSchema, Unsupported, read_blocks, scan
+from batchtrain.tables import ColumnType, Source, TableSchema, Unsupported, read_blocks, scan
 
 __all__ = ["DROPPED", "Survey", "column_types", "survey"]
 
 DROPPED = 255
 """The split number of a row that is in no split."""
-
-MANY_CATEGORIES = 1000
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,16 @@ class Survey:
     source: Source
     schema: TableSchema
     data: DataSpec
-    target_type: str
+    target_type: ColumnType
     split_of_row: npt.NDArray[np.uint8]
     class_counts: dict[str, dict[str, int]]
     changes: tuple[Change, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def task(self) -> Task:
+        """The task that was decided."""
+        return "regression" if self.data.task == "regression" else "classification"
 
     def rows(self, split: str) -> int:
         """How many rows a split has."""
@@ -89,7 +92,7 @@ def survey(data: DataSpec, source: Source, *, seed: int, where: Callable[[str], 
     task, rule = decided
     full = data.model_copy(update={"task": task, "columns": resolved.columns, "split": rule})
     if task == "classification":
-        target_type, target = _class_names(data, schema, source, target_type, target)
+        target = _class_names(data, target_type, target)
 
     reasons = {f"target {data.target!r} is missing": missing_rows(target), **dropped}
     kept = np.ones(schema.num_rows, dtype=np.bool_)
@@ -116,14 +119,14 @@ def survey(data: DataSpec, source: Source, *, seed: int, where: Callable[[str], 
     return found
 
 
-def column_types(columns: dict[str, ColumnSpec]) -> dict[str, str]:
+def column_types(columns: Mapping[str, ColumnSpec]) -> dict[str, ColumnType]:
     """The canonical type in which each declared column is read."""
     return {name: INPUT_TYPES[spec.kind] for name, spec in columns.items()}
 
 
 def _read_target(
     data: DataSpec, schema: TableSchema, source: Source, where: Callable[[str], str]
-) -> tuple[str, pa.ChunkedArray]:
+) -> tuple[ColumnType, pa.ChunkedArray]:
     """The whole target column in its own type; one column of N values fits in memory."""
     found = schema.columns[data.target]
     if isinstance(found, Unsupported):
@@ -140,9 +143,7 @@ def _read_target(
     return found, _column(source, data.target, found)
 
 
-def _class_names(
-    data: DataSpec, schema: TableSchema, source: Source, found: str, target: pa.ChunkedArray
-) -> tuple[str, pa.ChunkedArray]:
+def _class_names(data: DataSpec, found: ColumnType, target: pa.ChunkedArray) -> pa.ChunkedArray:
     """The target as class names: text of whole numbers, names, `true` and `false`."""
     if found == "number":
         raise DataError(
@@ -150,14 +151,12 @@ def _class_names(
             "for classification, found numbers with fractions. "
             "Set `data.task: regression`, or write the classes as whole numbers or names"
         )
-    return "string", target if found == "string" else _column(source, data.target, "string")
+    return class_names(target)
 
 
-def _column(source: Source, name: str, column_type: str) -> pa.ChunkedArray:
+def _column(source: Source, name: str, column_type: ColumnType) -> pa.ChunkedArray:
     chunks = [
-        chunk
-        for block in read_blocks(source, {name: column_type})
-        for chunk in block[name].chunks
+        chunk for block in read_blocks(source, {name: column_type}) for chunk in block[name].chunks
     ]
     return pa.chunked_array(chunks, type=chunks[0].type if chunks else pa.string())
 
@@ -187,7 +186,7 @@ def _dropped_rows(
 
 
 def _unreadable_columns(
-    types: dict[str, str], source: Source, where: Callable[[str], str]
+    types: dict[str, ColumnType], source: Source, where: Callable[[str], str]
 ) -> Iterator[Problem]:
     """One problem for each column that holds a value of another type."""
     for name, column_type in types.items():

@@ -77,9 +77,7 @@ def _scale(spec: NumericColumn, found: NumericStatistics) -> tuple[float, float]
     return 0.0, 1.0
 
 
-def _fit_categorical(
-    name: str, spec: CategoricalColumn, found: CategoryStatistics
-) -> FittedColumn:
+def _fit_categorical(name: str, spec: CategoricalColumn, found: CategoryStatistics) -> FittedColumn:
     _require_values(name, len(found.counts))
     fill: str | None = None
     if spec.missing == "most_frequent":

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from batchtrain.errors import ArtifactError
+from batchtrain.tables.types import ColumnType
 
 __all__ = ["FittedColumn", "FittedPreprocessor", "FittedTarget", "Task"]
 
@@ -15,7 +16,7 @@ Kind = Literal["numeric", "categorical", "boolean"]
 
 FORMAT = 1
 
-INPUT_TYPES: Mapping[str, str] = {
+INPUT_TYPES: Mapping[Kind, ColumnType] = {
     "numeric": "number",
     "categorical": "string",
     "boolean": "boolean",
@@ -78,7 +79,7 @@ class FittedPreprocessor:
     target: FittedTarget
 
     @property
-    def input_types(self) -> dict[str, str]:
+    def input_types(self) -> dict[str, ColumnType]:
         """The raw columns that are needed, in order, with their canonical types."""
         return {column.name: INPUT_TYPES[column.kind] for column in self.columns}
 

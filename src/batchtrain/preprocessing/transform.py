@@ -13,7 +13,7 @@ from batchtrain.errors import DataError
 from batchtrain.preprocessing.fitted import FittedColumn, FittedPreprocessor, FittedTarget
 from batchtrain.preprocessing.statistics import numbers
 
-__all__ = ["Features", "encode_target", "missing_rows", "transform"]
+__all__ = ["Features", "class_names", "encode_target", "missing_rows", "transform"]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def encode_target(
                 f"{values[bad][0]} in row {first_row + int(np.argmax(bad))}. Clean that row"
             )
         return values
-    codes = _positions(column, target.classes)
+    codes = _positions(class_names(column), target.classes)
     unknown = codes < 0
     if unknown.any():
         row = int(np.argmax(unknown))
@@ -105,6 +105,11 @@ def encode_target(
             "with at least 3 rows into every split, or remove that class"
         )
     return codes
+
+
+def class_names(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A target of whole numbers, names, or true and false as text: its class names."""
+    return column.cast(pa.string())
 
 
 def missing_rows(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:

@@ -29,8 +29,13 @@ holds no code: loading it runs none."""
 MAX_CATEGORIES = 12
 SMALL_SPLIT_ROWS = 1000
 
-# With a backslash before each, no Markdown dialect finds a link, an address, HTML or a table here.
-MARKUP = re.compile(r"[\\`*_{}\[\]()#+\-.!|~$@:^=]")
+# Emphasis, code, links, tables, mathematics, and the addresses that some dialects make links of;
+# at the start of a text also lists, headings and quotations.
+MARKUP = re.compile(
+    r"[\\`*{}\[\]|~$@:^]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])|(?<=www)\.|^[-+=#>]",
+    re.IGNORECASE,
+)
+NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
 
 
 def render_model_card(content: ReportContent) -> str:
@@ -74,7 +79,12 @@ def _heading(content: ReportContent) -> str:
 
 def _inputs(content: ReportContent) -> str:
     rows = [
-        (_plain(row.name), _plain(row.kind), _values(row), _plain(row.filled_with or "-"))
+        (
+            _plain(row.name),
+            _plain(row.kind),
+            _values(row),
+            _plain(row.filled_with) if row.filled_with else "-",
+        )
         for row in content.columns
         if row.role == "feature"
     ]
@@ -152,5 +162,5 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
-    text = visible(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return MARKUP.sub(r"\\\g<0>", text)
+    text = visible(text).replace("&", "&amp;").replace("<", "&lt;")
+    return NUMBERED.sub(r"\1\\\2", MARKUP.sub(r"\\\g<0>", text))

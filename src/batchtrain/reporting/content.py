@@ -33,14 +33,7 @@ Verdict = Literal["accepted", "rejected", "no requirement"]
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage of the run.
-
-    Attributes:
-        name: Such as `prepare`.
-        status: Such as `built`, `reused` or `resumed`.
-        rows: The rows that it handled; None where rows mean nothing.
-        seconds: How long it took; None where it is not known.
-    """
+    """One stage of the run and its status (`built`, `reused`, `resumed`); None: not known."""
 
     name: str
     status: str
@@ -90,7 +83,7 @@ class EpochRow:
 
     Attributes:
         epoch: Counted from 1; 0 is the model before training.
-        train_loss: The row-weighted mean; None for epoch 0 where it was not measured.
+        train_loss: The row-weighted mean; None where it was not measured.
         valid_loss: The same on the valid split; None without such a split.
         lr: The learning rate during the epoch; None where there is none.
         monitored: Tag to value, such as `Accuracy/valid`.
@@ -124,11 +117,7 @@ class RequirementRow:
 
 @dataclass(frozen=True)
 class ConfusionData:
-    """Counts of one split: `matrix[t][p]` rows of true class t were predicted as class p.
-
-    Raises:
-        ValueError: If the matrix is not square over the classes.
-    """
+    """Counts of one split: `matrix[t][p]` rows of true class t were predicted as class p."""
 
     split: str
     class_names: Sequence[str]
@@ -145,10 +134,7 @@ class ConfusionData:
 
 @dataclass(frozen=True)
 class LineData:
-    """A regression on one feature: the rows of both splits, and predictions for the test rows.
-
-    Each pair of sequences has one length, at most `MAX_POINTS`; `predicted_y` is that of `test_x`.
-    """
+    """A regression on one feature: at most `MAX_POINTS` rows a split, the test rows predicted."""
 
     feature: str
     train_x: Sequence[float]
@@ -224,8 +210,7 @@ class TruthRow:
 class ReportContent:
     """Everything that a report shows; the same content always renders to the same bytes.
 
-    It holds numbers, text, and sequences and mappings of them, so `dataclasses.asdict` gives JSON.
-    Text may be anything: whoever renders it escapes it.
+    `dataclasses.asdict` of it is JSON. Text may be anything: whoever renders it escapes it.
 
     Attributes:
         name: The run's name.
@@ -292,13 +277,11 @@ class ReportContent:
         """
         if self.best_epoch is not None:
             return next((row for row in self.history if row.epoch == self.best_epoch), None)
-        for losses in (
-            [(row.valid_loss, row) for row in self.history],
-            [(row.train_loss, row) for row in self.history],
-        ):
-            finite = [
-                (loss, row) for loss, row in losses if loss is not None and math.isfinite(loss)
-            ]
+        valid = [(row.valid_loss, row) for row in self.history]
+        train = [(row.train_loss, row) for row in self.history]
+        for losses in (valid, train):
+            known = [(loss, row) for loss, row in losses if loss is not None]
+            finite = [pair for pair in known if math.isfinite(pair[0])]
             if finite:
                 return min(finite, key=lambda pair: pair[0])[1]
         return None

@@ -114,6 +114,8 @@ def _cell(value: int, num_classes: int) -> str:
 def _width(text: str) -> float:
     """About how wide a browser draws the text; rather too much than too little."""
     return EM * sum(
-        1.0 if unicodedata.east_asian_width(char) in "WF" else (0.8 if char.isupper() else 0.64)
+        1.0
+        if unicodedata.east_asian_width(char) in "WF" or char in "MW@%"
+        else (0.8 if char.isupper() else 0.64)
         for char in text
     )

@@ -47,6 +47,7 @@ def render_report(content: ReportContent) -> str:
         figures={name: svg and Markup(svg) for name, svg in _figures(content).items()},  # noqa: S704
         verdict_class=VERDICT_CLASSES[content.verdict],
         max_categories=MAX_CATEGORIES,
+        max_pairs=MAX_PAIRS,
         has_values=any(row.values is not None for row in content.parameters),
         **_data_view(content),
         **_learning_view(content),

@@ -146,9 +146,11 @@ def _share_style(parent: ET.Element) -> None:
     """Write the style of many equal marks once, above them; it is most of a scatter plot."""
     styles = {mark.get("style") for mark in parent}
     if len(parent) > 1 and len(styles) == 1 and all(mark.tag.endswith("use") for mark in parent):
-        parent.set("style", styles.pop() or "")
-        for mark in parent:
-            del mark.attrib["style"]
+        style = styles.pop()
+        if style is not None:
+            parent.set("style", style)
+            for mark in parent:
+                del mark.attrib["style"]
 
 
 def _rounded(match: re.Match[str]) -> str:

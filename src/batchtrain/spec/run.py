@@ -24,7 +24,7 @@ __all__ = ["ResourcesSpec", "RunSpec"]
 class ResourcesSpec(SpecModel):
     """What the run may use; it never changes which rows a batch holds."""
 
-    workers: Literal["auto"] | Literal[1] = "auto"
+    workers: Literal["auto", 1] = "auto"
     cpus_per_worker: int = Field(default=1, ge=1, le=1024)
     """The threads of one worker; they are part of the numerical result."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

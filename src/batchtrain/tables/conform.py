@@ -100,7 +100,7 @@ def _convert(values: pa.Array, wanted: ColumnType) -> tuple[pa.Array, Mask]:
         if values.type == ARROW_TYPES[found]:
             return convert(values)
     if pa.types.is_uint64(values.type):
-        return values, mask(pc.greater(values, MAX_INT64))
+        return values, mask(pc.greater(values, pa.scalar(2**63 - 1, pa.uint64())))
     return values, present
 
 
@@ -123,8 +123,6 @@ def _to_booleans(values: pa.Array) -> tuple[pa.Array, Mask]:
 def _to_text(values: pa.Array) -> tuple[pa.Array, Mask]:
     return values.cast(pa.string()), np.zeros(len(values), dtype=np.bool_)
 
-
-MAX_INT64 = pa.scalar(2**63 - 1, pa.uint64())
 
 Conversion = Callable[[pa.Array], tuple[pa.Array, Mask]]
 

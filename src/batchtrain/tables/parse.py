@@ -32,6 +32,8 @@ INTEGER_CELL = r"^[+-]?[0-9]+$"
 NUMBER_CELL = r"(?i)^[+-]?(([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|inf|infinity)$"
 BOOLEAN_CELL = r"(?i)^(true|false)$"
 
+PROBE_ROWS = 64
+
 DECIMAL = pa.decimal128(38, 0)
 DECIMAL_CELL = r"^[+-]?[0-9]{1,38}$"
 
@@ -112,6 +114,10 @@ def bare(cells: pa.Array) -> pa.Array:
 def try_cast(values: pa.Array, arrow_type: pa.DataType) -> pa.Array | None:
     """The cast without loss, or None if one value does not allow it."""
     try:
+        # A cast that fails is slow, since Arrow writes a message for each bad value; mostly the
+        # first few values tell.
+        if len(values) > PROBE_ROWS:
+            pc.cast(values.slice(0, PROBE_ROWS), arrow_type)
         return pc.cast(values, arrow_type)
     except pa.ArrowInvalid:
         return None

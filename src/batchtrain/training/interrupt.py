@@ -36,7 +36,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
         return
     before = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def ask(number: int, frame: FrameType | None) -> None:
+    def ask(_number: int, _frame: FrameType | None) -> None:
         request.requested = True
         for each, handler in before.items():
             signal.signal(each, handler)

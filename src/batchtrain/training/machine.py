@@ -89,12 +89,15 @@ def machine_in_force(choices: MachineChoices) -> Iterator[torch.device]:
         # cuBLAS reads this when it makes its first handle; without it sums differ run by run.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(choices.threads)
-    torch.use_deterministic_algorithms(True)
+    if choices.device == "cuda" or choices.threads > 1:
+        # On one CPU thread nothing can differ, and the call imports a second of compilers.
+        torch.use_deterministic_algorithms(True)
     try:
         yield torch.device(choices.device)
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(deterministic)
+        if torch.are_deterministic_algorithms_enabled() != deterministic:
+            torch.use_deterministic_algorithms(deterministic)
 
 
 def _cpu_capability() -> str:

@@ -98,9 +98,7 @@ class TrainState:
                 f"expected a checkpoint of this model in {where}, found another's ({error}). "
                 "Delete the run's folder to start it anew"
             ) from error
-        load_optimizer(
-            self.optimizer, self.model, _below(loaded, OPTIMIZER), saved["optimizer"]
-        )
+        load_optimizer(self.optimizer, self.model, _below(loaded, OPTIMIZER), saved["optimizer"])
         self.schedule.load_state(saved["schedule"])
         if self.early_stop is not None:
             self.early_stop.load_state(saved["early_stop"])

@@ -26,6 +26,7 @@ from batchtrain.spec.data import SPLITS
 from batchtrain.spec.evaluation import TensorBoardSpec
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.run import RunSpec
+from batchtrain.spec.training import LossName
 from batchtrain.training.checkpoints import newest_checkpoint, restore, save_checkpoint
 from batchtrain.training.interrupt import stop_on_signals
 from batchtrain.training.loop import train_until_done
@@ -122,17 +123,15 @@ def _measured_splits(spec: RunSpec, prepared: PreparedData) -> list[str]:
     return [split for split in SPLITS if split in wanted and prepared.num_rows(split)]
 
 
-def _loss_name(spec: RunSpec, prepared: PreparedData) -> Any:
-    task = "classification" if prepared.task == "classification" else "regression"
-    return resolve_loss(spec.training.loss, task)
+def _loss_name(spec: RunSpec, prepared: PreparedData) -> LossName:
+    return resolve_loss(spec.training.loss, prepared.task)
 
 
 def _model_inputs(spec: RunSpec, prepared: PreparedData) -> ModelInputs:
-    task = "classification" if prepared.task == "classification" else "regression"
     return ModelInputs(
         num_numeric=prepared.num_numeric,
         cardinalities=prepared.cardinalities,
-        num_outputs=num_outputs(_loss_name(spec, prepared), task, prepared.num_classes),
+        num_outputs=num_outputs(_loss_name(spec, prepared), prepared.task, prepared.num_classes),
     )
 
 

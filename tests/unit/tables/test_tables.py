@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -350,3 +352,15 @@ def test_a_wide_random_float_column_comes_back_bit_for_bit(tmp_path: Path) -> No
     source = source_of(tmp_path, t=sink.getvalue())
     assert scan(source).columns["a"] == "number"
     assert read(source, a="number")["a"] == values.tolist()
+
+
+def test_the_package_imports_no_slow_library() -> None:
+    script = (
+        "import sys, batchtrain.tables; "
+        "print(*sorted({'matplotlib', 'pandas', 'ray', 'sklearn', 'torch'} & set(sys.modules)))"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3] / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environ, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []

@@ -1,0 +1,1 @@
+"""The budgets of the project as programs: each prints ratios of paired runs, none asserts."""

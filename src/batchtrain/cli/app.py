@@ -1,0 +1,326 @@
+"""The commands. Each imports what it needs when it runs, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from batchtrain.cli.console import ConsoleProgress
+from batchtrain.cli.outcome import command_outcome, plain, print_json
+from batchtrain.errors import DataError
+from batchtrain.spec.load import LoadedSpec, load_spec
+from batchtrain.version import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Train PyTorch models from tables: one spec file, from raw rows to a trusted model.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Another value for one key; may be repeated."),
+]
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PACKAGE", help="A package whose code a custom model may run."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
+CustomClass = Annotated[
+    str | None,
+    typer.Option("--model", metavar="PACKAGE.MODULE:CLASS", help="The class of a custom model."),
+]
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    app(prog_name="batchtrain")
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A table, or sample:NAME.")],
+    target: Annotated[str, typer.Option(help="The column to predict.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The spec to write; left out, it is named after DATA.")
+    ] = None,
+) -> None:
+    """Write a starter spec from a table."""
+    with command_outcome():
+        from batchtrain.cli.starter import write_starter
+
+        path = write_starter(data, target, out)
+        print(f"wrote {path}\nnext  batchtrain run {path}")
+
+
+@app.command()
+def check(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    resolved: Annotated[
+        bool, typer.Option("--resolved", help="Print every value in force.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find everything that is wrong with a spec, then hold it against the data."""
+    with command_outcome(as_json=as_json):
+        from batchtrain.preparation.stage import open_input, survey_input
+
+        loaded = load_spec(spec, overrides or [])
+        found = survey_input(loaded, open_input(loaded))
+        rows = {split: found.rows(split) for split in ("train", "valid", "test")}
+        if resolved or as_json:
+            from batchtrain.cli.resolve import resolve
+
+            document, text = resolve(loaded, found)
+        if resolved and not as_json:
+            print(text, end="")
+        elif as_json:
+            print_json({"spec": str(spec), "rows": rows, "resolved": document})
+        else:
+            columns = len(found.data.columns)
+            print(f"{spec}: ok; {found.data.task} of {found.data.target!r} from {columns} columns")
+            print(", ".join(f"{count} {split}" for split, count in rows.items()) + " rows")
+        for change in found.changes:
+            line = f"{change.what}: {change.where} ({change.count} rows), {change.detail}"
+            print(plain(line), file=sys.stderr)
+
+
+@app.command()
+def run(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    allow_code: AllowCode = None,
+    as_json: AsJson = False,
+) -> None:
+    """Prepare, train, evaluate and export; reuse what is published, resume what was cut."""
+    _run(spec, overrides, allow_code, as_json=as_json, last="export")
+
+
+@app.command()
+def prepare(spec: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Prepare the rows of a spec."""
+    _run(spec, overrides, None, as_json=as_json, last="prepare")
+
+
+@app.command()
+def train(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    allow_code: AllowCode = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train the model of a spec, after preparing its rows where that is not done yet."""
+    _run(spec, overrides, allow_code, as_json=as_json, last="train")
+
+
+@app.command()
+def evaluate(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    allow_code: AllowCode = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the model of a spec and write its report, after training where needed."""
+    _run(spec, overrides, allow_code, as_json=as_json, last="evaluate")
+
+
+@app.command()
+def export(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    allow_code: AllowCode = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export the bundle of an accepted model, after all that comes before."""
+    _run(spec, overrides, allow_code, as_json=as_json, last="export")
+
+
+@app.command()
+def predict(
+    bundle: BundleFolder,
+    data: Annotated[
+        str | None, typer.Argument(metavar="DATA", help="A table: file, glob or folder.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The .parquet or .csv file to write the predictions to.")
+    ] = None,
+    row: Annotated[
+        str | None, typer.Option(metavar="JSON", help="One row instead, such as '{\"Age\": 47}'.")
+    ] = None,
+    model: CustomClass = None,
+    allow_code: AllowCode = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict on a table, or on one row."""
+    with command_outcome(as_json=as_json):
+        # A command that cannot be done is refused before torch is loaded for it.
+        values = _one_row(row) if row is not None else None
+        if values is None and (data is None or out is None):
+            raise DataError(
+                "predict: expected DATA and --out FILE, or --row JSON, found neither pair. "
+                "Such as: batchtrain predict BUNDLE new.csv --out predictions.parquet"
+            )
+        if values is not None and (data is not None or out is not None):
+            raise DataError("predict: expected DATA and --out, or --row, found both. Choose one")
+        from batchtrain.prediction.loaded import load_bundle
+
+        loaded = load_bundle(bundle, model=model, allow_code=allow_code or [])
+        if values is not None:
+            _predict_row(loaded, values, as_json=as_json)
+        elif data is not None and out is not None:
+            _predict_table(loaded, data, out, as_json=as_json)
+
+
+@app.command()
+def verify(
+    bundle: BundleFolder,
+    model: CustomClass = None,
+    allow_code: AllowCode = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check a bundle: every file's hash, then the outputs for its golden rows."""
+    with command_outcome(as_json=as_json):
+        from batchtrain.artifacts.bundle import ModelBundle
+        from batchtrain.export.verify import verify as verify_bundle
+        from batchtrain.scoring import CustomCode
+
+        code = CustomCode(model, allow_code or [], Path.cwd())
+        found = verify_bundle(ModelBundle.open(bundle), code)
+        how = "exactly" if found.exact else f"within {found.largest_difference:.1e}"
+        print(f"ok: {found.files} files have their hashes, {found.rows} golden rows agree {how}")
+        if as_json:
+            print_json({"files": found.files, "rows": found.rows, "exact": found.exact})
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a spec, for editors."""
+    from batchtrain.spec.schema import schema_text
+
+    print(schema_text(), end="")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"batchtrain {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Train PyTorch models from tables: one spec file, from raw rows to a trusted model."""
+
+
+def _run(
+    spec: Path,
+    overrides: list[str] | None,
+    allow_code: list[str] | None,
+    *,
+    as_json: bool,
+    last: Any,
+) -> None:
+    """Run the stages up to `last` and say where the results are."""
+    with command_outcome(as_json=as_json):
+        from batchtrain.pipeline import run_spec
+
+        loaded = load_spec(spec, overrides or [])
+        console = Console(stderr=as_json)
+        progress = ConsoleProgress(console, _every_epochs(loaded))
+        with closing(progress):
+            result = run_spec(loaded, progress=progress, last=last, allow_code=allow_code or [])
+        document = result.to_json()
+        for name in ("prepared", "report", "bundle"):
+            if document[name]:
+                console.print(f"{name:<9} {_short(document[name])}", markup=False, soft_wrap=True)
+        if as_json:
+            print_json(document)
+
+
+def _every_epochs(loaded: LoadedSpec) -> int:
+    every = loaded.spec.tracking.log_every_epochs
+    return max(1, loaded.spec.training.epochs // 10) if every == "auto" else every
+
+
+def _one_row(text: str) -> dict[str, list[Any]]:
+    """One row as a table of one row."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise DataError(
+            f"--row: expected a JSON object such as '{{\"Age\": 47}}', found {text!r} ({error}). "
+            "Put single quotes around it for the shell"
+        ) from error
+    if not isinstance(values, dict) or not values:
+        raise DataError(f"--row: expected a JSON object with the columns, found {text!r}")
+    return {name: [value] for name, value in values.items()}
+
+
+def _predict_row(loaded: Any, values: dict[str, list[Any]], *, as_json: bool) -> None:
+    from batchtrain.tables import frame_to_table
+
+    table, counts = loaded.predict_table(frame_to_table(values))
+    found = table.to_pylist()[0]
+    for sentence in counts.sentences():
+        print(plain(f"note: {sentence}"), file=sys.stderr)
+    if as_json:
+        print_json(found)
+        return
+    print(plain(f"{loaded.preprocessor.target.name}: {found['prediction']}"))
+    for name, value in found.items():
+        if name.startswith("probability_"):
+            print(plain(f"  {name.removeprefix('probability_')}: {value:.4f}"))
+
+
+def _predict_table(loaded: Any, data: str, out: Path, *, as_json: bool) -> None:
+    from batchtrain.prediction.predict import predict_file
+
+    console = Console(stderr=as_json)
+    progress = ConsoleProgress(console, 1)
+    with closing(progress):
+        done = predict_file(loaded, data, out, base=Path.cwd(), progress=progress)
+    sentences = done.counts.sentences()
+    if done.ignored:
+        names = ", ".join(map(repr, done.ignored[:10]))
+        sentences.append(f"{len(done.ignored)} columns are not used by the model: {names}")
+    if done.neutralised:
+        sentences.append(
+            f"{done.neutralised} cells that a spreadsheet would run were quoted with an apostrophe"
+        )
+    for sentence in sentences:
+        print(plain(f"note: {sentence}"), file=sys.stderr)
+    print(f"{done.counts.rows} predictions in {out}", file=sys.stderr if as_json else sys.stdout)
+    if as_json:
+        print_json(
+            {
+                "out": str(out),
+                "rows": done.counts.rows,
+                "unusable": done.counts.unusable,
+                "filled": done.counts.filled,
+                "unseen": done.counts.unseen,
+                "ignored": done.ignored,
+                "neutralised": done.neutralised,
+            }
+        )
+
+
+def _short(path: str) -> str:
+    """A path as a person would type it from here."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

@@ -1,0 +1,129 @@
+"""A commented starter spec from a table, for `init`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from batchtrain.errors import DataError, Problem, SpecError
+from batchtrain.preparation.survey import Survey, survey
+from batchtrain.spec.data import DEFAULT_NULL_VALUES, DataSpec
+from batchtrain.spec.resolved import spec_yaml
+from batchtrain.tables import open_source
+
+__all__ = ["starter_text", "write_starter"]
+
+HEADER = """\
+# Written by `batchtrain init` after reading all {rows} rows.
+# Every key that is left out has a default: `batchtrain check SPEC --resolved` prints them all.
+"""
+ABOUT_DATA = """
+# What the rows are. `columns` is what was found; a line that is taken out is inferred again.
+# List columns that must not be learned from (identifiers) under `exclude`.
+"""
+ABOUT_MODEL = """
+# Also: linear, or custom with a class of yours.
+"""
+ABOUT_EVALUATION = """
+# A model that misses a threshold here is not exported.
+# evaluation: {{require: {{{metric}: ">= 0.8"}}}}
+"""
+
+
+def write_starter(data: str, target: str, out: Path | None) -> Path:
+    """Look at the whole table and write a spec for it.
+
+    Args:
+        data: As `data.source`, relative to the working directory.
+        target: The column to predict.
+        out: Where to write; left out, `<name>.yaml` in the working directory.
+
+    Raises:
+        DataError: If the file exists or the table cannot be used.
+        SpecError: If the target is not in the table.
+    """
+    name = _name(data)
+    path = out or Path(f"{name}.yaml")
+    _refuse_existing(path)
+    source = open_source(data, base=Path.cwd(), null_values=DEFAULT_NULL_VALUES)
+    section = DataSpec(source=_relative(data, path), target=target)
+    try:
+        found = survey(section, source, seed=42, where=lambda _key: data)
+    except SpecError as error:
+        raise SpecError([_for_the_command(problem) for problem in error.problems]) from None
+    text = starter_text(name, section.source, found)
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        _refuse_existing(path)
+    except OSError as error:
+        raise DataError(
+            f"--out: expected a place to write {path} to, found {error.strerror}. "
+            "Choose an existing folder"
+        ) from error
+    return path
+
+
+def starter_text(name: str, source: str, found: Survey) -> str:
+    """The spec with its most useful keys; a column that was found is listed with its kind."""
+    data: dict[str, Any] = {
+        "source": source,
+        "target": found.data.target,
+        "task": found.data.task,
+        "columns": {
+            column: {"kind": spec.kind, "missing": spec.missing}
+            | ({"scale": spec.scale} if spec.kind == "numeric" else {})
+            for column, spec in found.data.columns.items()
+        },
+        "split": found.data.split.model_dump(mode="json") if found.data.split else None,
+    }
+    metric = "accuracy" if found.task == "classification" else "r2"
+    training = {
+        "epochs": 100,
+        "optimizer": {"kind": "adam", "lr": 0.001},
+        "schedule": {"kind": "plateau", "factor": 0.1, "patience": 5},
+        "early_stopping": {"patience": 12},
+    }
+    parts = [
+        HEADER.format(rows=found.schema.num_rows),
+        spec_yaml({"version": 1, "name": name}),
+        ABOUT_DATA,
+        spec_yaml({"data": data}),
+        ABOUT_MODEL,
+        spec_yaml({"model": {"kind": "mlp", "hidden": [128, 64], "dropout": 0.1}}),
+        "\n",
+        spec_yaml({"training": training}),
+        ABOUT_EVALUATION.format(metric=metric),
+    ]
+    return "".join(parts)
+
+
+def _for_the_command(problem: Problem) -> Problem:
+    """Name the option of `init` where the problem is with a key of a spec."""
+    option = "--target" if problem.key.startswith("data.target") else problem.key
+    return Problem("init", option, problem.message, problem.hint)
+
+
+def _name(data: str) -> str:
+    stem = Path(data.removeprefix("sample:")).name.split(".")[0].lower()
+    return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:63].rstrip("-") or "table"
+
+
+def _relative(data: str, spec: Path) -> str:
+    """The source as seen from the spec's folder."""
+    if data.startswith("sample:") or Path(data).is_absolute():
+        return data
+    here, folder = Path.cwd(), spec.absolute().parent
+    if folder == here:
+        return data
+    return str(here / data)
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise DataError(
+            f"init: expected a file that does not exist yet, found {str(path)!r}. "
+            "Choose another name with --out"
+        )

@@ -1,0 +1,125 @@
+"""Keys and values that the design has and this version has not: refused with a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from batchtrain.spec.evaluation import CLASSIFICATION_METRICS, REGRESSION_METRICS
+from batchtrain.spec.places import Fault, Places, join_key
+from batchtrain.spec.shown import shown
+
+__all__ = ["PLANNED", "Planned", "planned_faults"]
+
+METRICS = (*CLASSIFICATION_METRICS, *REGRESSION_METRICS)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One thing to come.
+
+    Attributes:
+        key: Its dotted key; `*` is every item of a list.
+        instead: What to do until then, as a sentence; empty where removing it is all.
+        values: The values to come; None where it is the key itself.
+        starts: Beginnings of text to come, such as the schemes of addresses.
+        ends: Endings of text to come, such as file formats.
+    """
+
+    key: str
+    instead: str = ""
+    values: Container[Any] | None = None
+    starts: tuple[str, ...] = ()
+    ends: tuple[str, ...] = ()
+
+    def part_of(self, value: Any) -> str | None:
+        """The part of a value that is to come, as a message names it; None where none is."""
+        if isinstance(value, str):
+            text = value.lower()
+            for part in (*self.starts, *self.ends):
+                is_there = text.startswith(part) if part in self.starts else text.endswith(part)
+                if is_there:
+                    return part
+        if isinstance(value, str | int) and self.values is not None and value in self.values:
+            return shown(value)
+        is_key_itself = self.values is None and not self.starts and not self.ends
+        return "this key" if is_key_itself else None
+
+
+COPY_FIRST = "Copy the data to a local folder and name that"
+CONVERT = "Convert the rows to CSV or Parquet"
+LOCAL_FOLDER = "Use a local folder"
+LAST_AND_BEST = "The last and the best state are kept without it"
+
+PLANNED = (
+    Planned("data.lanes"),
+    Planned("data.weight"),
+    Planned("data.source", COPY_FIRST, starts=("s3://", "gs://", "hf:")),
+    Planned("data.source", CONVERT, ends=(".jsonl", ".jsonl.gz", ".ndjson", ".arrow", ".feather")),
+    Planned(
+        "data.split.kind",
+        "Use random, stratified or ordered",
+        values=("time", "group", "column", "files"),
+    ),
+    Planned("model.kind", "Use linear, mlp or custom", values=("resnet", "cnn")),
+    Planned("training.checkpoint", LAST_AND_BEST),
+    Planned("training.precision", "Training runs in float32"),
+    Planned("training.mixed_precision", "Training runs in float32"),
+    Planned("training.amp", "Training runs in float32"),
+    Planned("training.gradient_accumulation", "Set `training.batch_size`, which is global"),
+    Planned("training.accumulation", "Set `training.batch_size`, which is global"),
+    Planned("training.accumulate", "Set `training.batch_size`, which is global"),
+    Planned("training.gradient_clipping"),
+    Planned("training.clipping"),
+    Planned("training.clip_norm"),
+    Planned("training.label_smoothing"),
+    Planned("training.ema"),
+    Planned("training.compile"),
+    Planned("training.class_weights"),
+    Planned("training.max_time", "Set `training.epochs`, or use `training.early_stopping`"),
+    Planned(
+        "training.early_stopping.metric",
+        "Use valid_loss",
+        values=("train_loss", "test_loss", *METRICS, *(f"valid_{name}" for name in METRICS)),
+    ),
+    Planned("export.formats.*", "Use safetensors", values=("onnx",)),
+    Planned("engine", "Use auto or embedded", values=("ray",)),
+    Planned("determinism", "Use order", values=("canonical",)),
+    Planned("resources.gpus_per_worker", "Set `resources.device: cuda` for one GPU"),
+    Planned("resources.workers", "Use auto or 1", values=range(2, 2**31)),
+    Planned("retries"),
+    Planned("search"),
+    Planned("tracking.mlflow", "Use `tracking.tensorboard`"),
+    Planned("tracking.wandb", "Use `tracking.tensorboard`"),
+    Planned("storage", LOCAL_FOLDER, starts=("s3://", "gs://", "hf:")),
+)
+
+
+def planned_faults(document: Any, places: Places) -> list[Fault]:
+    """Find everything in a document that is in the design but not built yet."""
+    return [
+        _fault(planned, key, part, places)
+        for planned in PLANNED
+        for key, value in _values_at(document, planned.key.split("."))
+        if (part := planned.part_of(value)) is not None
+    ]
+
+
+def _fault(planned: Planned, key: str, part: str, places: Places) -> Fault:
+    is_key = part == "this key"
+    place = places.of_key(key) if is_key else places.of_value(key)
+    message = f"{part} is part of the design but not built yet in this version"
+    hint = planned.instead if not is_key else f"Remove it. {planned.instead}".strip(". ")
+    return Fault(place, key, message, hint)
+
+
+def _values_at(value: Any, names: list[str], key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the key and value of everything that a dotted key with `*` stands for."""
+    if not names:
+        yield key, value
+    elif isinstance(value, list) and names[0] == "*":
+        for number, item in enumerate(value):
+            yield from _values_at(item, names[1:], join_key(key, number))
+    elif isinstance(value, dict) and names[0] in value:
+        yield from _values_at(value[names[0]], names[1:], join_key(key, names[0]))

@@ -1,1 +1,0 @@
-"""Contents that look like those of real runs."""
