@@ -15,8 +15,11 @@ __all__ = ["FileEntry", "Manifest", "canonical_json"]
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON in one spelling: sorted keys, two spaces, UTF-8, a final newline; no NaN."""
-    text = json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False, allow_nan=False)
+    """JSON in one spelling: keys as given, two spaces, UTF-8, a final newline; no NaN.
+
+    The order of keys is kept, since columns and metrics have one that people chose.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     return f"{text}\n".encode()
 
 

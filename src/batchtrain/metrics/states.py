@@ -114,14 +114,16 @@ class OneVersusRestAuroc(Metric):
         probabilities_NK = torch.cat(self.probabilities)
         target_N = torch.cat(self.target)
         if probabilities_NK.shape[1] == 1:
-            return binary_auroc(probabilities_NK[:, 0], target_N, validate_args=False)
+            area = binary_auroc(probabilities_NK[:, 0], target_N, validate_args=False)
+            return area.clamp(max=1)
         areas = [
             binary_auroc(
                 probabilities_NK[:, label], (target_N == label).long(), validate_args=False
             )
             for label in target_N.unique().tolist()
         ]
-        return torch.stack(areas).to(torch.float64).mean()
+        # Float32 sums of a perfect ranking come out a hair above 1.
+        return torch.stack(areas).clamp(max=1).to(torch.float64).mean()
 
 
 class TargetSpread(Metric):

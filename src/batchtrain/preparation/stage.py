@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from batchtrain.artifacts import BuildStatus, Draft, prepared_key, reuse_or_build
 from batchtrain.artifacts.layout import HASH_CACHE
 from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PREPARED_DATA, PreparedData
+from batchtrain.errors import UnsafeInputError
 from batchtrain.progress import Progress
 from batchtrain.spec.base import fingerprint_of
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.storage import Storage
-from batchtrain.tables import Source, content_hashes, open_source
+from batchtrain.tables import Source, content_hashes, open_source, source_contains
 
 __all__ = ["open_input", "prepare", "survey_input"]
 
@@ -28,6 +30,7 @@ def prepare(
         SpecError: If the `data` section does not suit the table.
         DataError: If the rows cannot be used.
     """
+    _refuse_storage_in_input(loaded, storage)
     source = open_input(loaded)
     inputs = _inputs(loaded, source, storage)
 
@@ -53,6 +56,17 @@ def survey_input(loaded: LoadedSpec, source: Source) -> Any:
     from batchtrain.preparation.survey import survey
 
     return survey(loaded.spec.data, source, seed=loaded.spec.seed, where=loaded.where)
+
+
+def _refuse_storage_in_input(loaded: LoadedSpec, storage: Storage) -> None:
+    """What this run writes must never be what the next run reads."""
+    source, base = loaded.spec.data.source, loaded.path.parent
+    if source_contains(source, base, Path(storage.url())):
+        raise UnsafeInputError(
+            f"{loaded.where('storage')}  storage: expected a place outside of the input "
+            f"{source!r}, found {storage.url()}, so that the next run would read what this one "
+            "writes. Move the input or the storage to a folder of its own"
+        )
 
 
 def _inputs(loaded: LoadedSpec, source: Source, storage: Storage) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def numbers(column: pa.ChunkedArray) -> Float64Array:
     """A column of numbers or booleans as float64 `[n]`, NaN where a value is missing."""
     if pa.types.is_boolean(column.type):
         column = column.cast(pa.uint8())
-    filled: Float64Array = np.array(
+    filled: Float64Array = np.asarray(
         pc.fill_null(column.cast(pa.float64()), math.nan), dtype=np.float64
     )
     return filled

@@ -132,7 +132,7 @@ def _scaled(
     raw = numbers(values)
     if missing.any():
         # A row that is dropped keeps a finite number, so that the check below is for real values.
-        raw[missing] = column.offset if column.fill is None else float(column.fill)
+        raw = np.where(missing, column.offset if column.fill is None else column.fill, raw)
     with np.errstate(over="ignore"):
         scaled = ((raw - column.offset) / column.divisor).astype(np.float32)
     bad = ~np.isfinite(scaled)

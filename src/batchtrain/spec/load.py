@@ -25,6 +25,7 @@ from batchtrain.spec.yaml_reader import MAX_BYTES, STARTER, Document, read_yaml
 
 __all__ = ["LoadedSpec", "load_spec", "parse_spec"]
 
+LITERAL_NUMBERS = (("version",), ("resources", "workers"))
 SUFFIXES = (".yaml", ".yml", ".json")
 
 
@@ -93,11 +94,26 @@ def parse_spec(text: str, file: str, overrides: Sequence[str] = ()) -> LoadedSpe
 def _validate(document: Document) -> tuple[RunSpec | None, list[Any]]:
     # The JSON mode of pydantic is the one in which strict still takes a list for a tuple.
     text = json.dumps(document.value, allow_nan=False)
+    spec: RunSpec | None = None
+    errors: list[Any] = []
     try:
-        return RunSpec.model_validate_json(text), []
+        spec = RunSpec.model_validate_json(text)
     except ValidationError as error:
         # Without the inputs, which may hold a secret.
-        return None, [*error.errors(include_url=False, include_input=False, include_context=False)]
+        errors += error.errors(include_url=False, include_input=False, include_context=False)
+    return spec, [*errors, *_lookalikes(document.value)]
+
+
+def _lookalikes(document: Any) -> list[dict[str, Any]]:
+    """Give errors for true and 1.0 where pydantic lets them pass as the literal 1."""
+    errors = []
+    for loc in LITERAL_NUMBERS:
+        value = document
+        for name in loc:
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, bool | float):
+            errors.append({"type": "literal_error", "loc": loc})
+    return errors
 
 
 def _read_text(path: Path, file: str) -> str:

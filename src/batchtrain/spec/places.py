@@ -40,10 +40,6 @@ class Fault:
     hint: str = ""
     covers: bool = True
 
-    def is_about(self, key: str) -> bool:
-        """Whether this refused the value of `key`, or of a section that holds it."""
-        return self.covers and (key == self.key or key.startswith(f"{self.key}."))
-
 
 @dataclass(frozen=True)
 class Places:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from batchtrain.spec.outline import KeyPath, Outline
-from batchtrain.spec.places import Fault, Places, join_key
+from batchtrain.spec.places import Fault, Places, join_key, parents
 from batchtrain.spec.shown import either, redacted, shown
 from batchtrain.spec.suggest import did_you_mean
 from batchtrain.spec.wording import advice, expected, types_of
@@ -43,24 +43,19 @@ def faults_of(
     """
     faults: dict[tuple[str, str], Fault] = {}
     traced = [(error, outline.trace(error["loc"], document.value)) for error in errors]
-    paths = [path for _, path in traced]
+    covered = {fault.key for fault in known if fault.covers}
+    # Where errors lie deeper, the value was meant for another branch of a union, and pydantic
+    # counts only those items of a list that are right.
+    deeper = {union for _, path in traced for union in path.unions if path.key != union}
+    parted = {section for _, path in traced for section in parents(path.key)}
     for error, path in traced:
-        is_below = any(other.key.startswith(f"{path.key}.") for other in paths)
-        if error["type"] == "too_short" and is_below:
-            continue  # pydantic counts only the items that are right
-        if _is_other_branch(path, paths) or _may_be_caused(error, path, document.faults):
+        is_echo = path.key in deeper or (error["type"] == "too_short" and path.key in parted)
+        if is_echo or _may_be_caused(error, path, document.faults):
             continue
         for fault in _faults_of_error(error, path, document, outline):
-            if not any(other.is_about(fault.key) for other in known):
+            if covered.isdisjoint((fault.key, *parents(fault.key))):
                 faults.setdefault((fault.key, fault.message), fault)
     return list(faults.values())
-
-
-def _is_other_branch(path: KeyPath, paths: Iterable[KeyPath]) -> bool:
-    """Whether the value was meant for another branch of a union, which has errors of its own."""
-    if path.key not in path.unions:
-        return False
-    return any(path.key in other.unions and other.key != path.key for other in paths)
 
 
 def _may_be_caused(error: Mapping[str, Any], path: KeyPath, refused: Sequence[Fault]) -> bool:

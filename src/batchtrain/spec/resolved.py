@@ -45,12 +45,17 @@ def resolved_document(
 
 def spec_yaml(document: Mapping[str, Any]) -> str:
     """The document as YAML that the spec reader takes."""
+    return "".join(_section(key, value) for key, value in _without_nulls(document).items())
+
+
+def _section(key: str, value: Any) -> str:
+    """One top-level key; what holds no further section stands on one line."""
     text: str = yaml.dump(
-        _without_nulls(document),
+        {key: value},
         Dumper=_PlainDumper,
         sort_keys=False,
         allow_unicode=True,
-        default_flow_style=None,
+        default_flow_style=None if isinstance(value, dict | list) else False,
         width=100,
     )
     return text

@@ -22,10 +22,11 @@ from batchtrain.spec.scalars import scalar_of
 from batchtrain.spec.shown import shown
 from batchtrain.spec.yaml_syntax import explain_syntax_error
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "Document", "read_value", "read_yaml"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "Document", "read_value", "read_yaml"]
 
 MAX_BYTES = 2**20
 MAX_DEPTH = 32
+MAX_VALUES = 100_000
 MAX_SHOWN_NUMBER = 40
 
 STARTER = "Write a starter spec with `batchtrain init DATA --target COLUMN`"
@@ -60,7 +61,7 @@ def read_yaml(text: str, file: str) -> Document:
 
     Raises:
         SpecError: If nothing can be read: a syntax error, control characters, more than
-            `MAX_BYTES` or `MAX_DEPTH`, no section, or more than one document.
+            `MAX_BYTES`, `MAX_DEPTH` or `MAX_VALUES`, no section, or more than one document.
     """
     root = Place(0, 0, file)
 
@@ -157,6 +158,7 @@ class _Builder:
     keys: dict[str, Place] = field(default_factory=dict)
     values: dict[str, Place] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    num_values: int = 0
 
     def document(self, *, is_override: bool) -> Any:
         self.events.get_event()
@@ -183,9 +185,11 @@ class _Builder:
         event = self.events.get_event()
         place = self.locate(event.start_mark)
         self.values.setdefault(key, place)
-        if depth > MAX_DEPTH:
-            message = f"expected at most {MAX_DEPTH} levels of nesting, found more"
-            raise _UnreadableError(Fault(place, "", message, "Remove the nesting"))
+        self.num_values += 1
+        if depth > MAX_DEPTH or self.num_values > MAX_VALUES:
+            limit = f"{MAX_DEPTH} levels" if depth > MAX_DEPTH else f"{MAX_VALUES} values"
+            message = f"expected at most {limit}, found more"
+            raise _UnreadableError(Fault(place, "", message, "A spec holds no data"))
         if isinstance(event, yaml.AliasEvent):
             self._refuse(key, event, "found an alias (`*`)", "Write the value out here")
             return None
