@@ -67,51 +67,70 @@ def evaluate_model(
     Returns:
         The manifest's content: metrics by split, and the thresholds that are missed.
     """
-    spec = loaded.spec
     started = time.monotonic()
-    task = prepared.task
+    spec = loaded.spec
     fitted = FittedPreprocessor.from_json(
         prepared.preprocessing_state(), where=prepared.artifact.url
     )
+    names = metric_names(spec.evaluation.metrics, prepared.task)
+    scorer = _scorer(loaded, trained, fitted, allow_code)
+    scores: dict[str, SplitScores] = {}
+    for split in SPLITS:
+        if prepared.num_rows(split):
+            scores[split] = _score_split(scorer, prepared.load(split), names, prepared.task)
+            progress.working(f"{split} rows scored", prepared.num_rows(split), None)
+    failures = _failures(spec.evaluation.require, scores)
+
+    metrics = {split: found.metrics for split, found in scores.items()}
+    notes = {split: found.notes for split, found in scores.items() if found.notes}
+    resolved = _resolved_yaml(loaded, prepared, trained, names)
+    page = report_content(
+        ReportSources(spec, run_id, prepared, trained, fitted, scores, resolved),
+        failures,
+        [*stages, _own_stage(scores, time.monotonic() - started)],
+        confusion_split=_matrix(fitted, scores),
+    )
+    for split in _published_splits(scores):
+        found = scores[split]
+        table = prediction_table(fitted.target, found.rows.row_id, found.outputs)
+        draft.add(f"predictions/{split}.parquet", parquet_bytes(table))
+    draft.add_json("metrics.json", {"metrics": metrics, "notes": notes})
+    draft.add("spec.yaml", resolved.encode())
+    draft.add("report.html", render_report(page).encode())
+    draft.add("MODEL_CARD.md", render_model_card(page).encode())
+    return {"metrics": metrics, "failures": [str(failure) for failure in failures]}
+
+
+def _scorer(
+    loaded: LoadedSpec,
+    trained: TrainedModel,
+    fitted: FittedPreprocessor,
+    allow_code: Sequence[str],
+) -> Scorer:
+    """The model with its best weights."""
+    spec = loaded.spec
     target = spec.model.target if isinstance(spec.model, CustomModel) else None
-    scorer = Scorer.of(
+    return Scorer.of(
         trained.artifact,
         weights="best.safetensors",
         preprocessor=fitted,
         code=CustomCode(target, allow_code, loaded.path.parent),
     )
-    names = metric_names(spec.evaluation.metrics, task)
-    scores: dict[str, SplitScores] = {}
-    for split in SPLITS:
-        if prepared.num_rows(split):
-            scores[split] = _score_split(scorer, prepared.load(split), names, task)
-            progress.working(f"{split} rows scored", prepared.num_rows(split), None)
-    failures = _failures(dict(spec.evaluation.require), scores)
-    for split in _published_splits(scores):
-        found = scores[split]
-        table = prediction_table(fitted.target, found.rows.row_id, found.outputs)
-        draft.add(f"predictions/{split}.parquet", parquet_bytes(table))
+
+
+def _resolved_yaml(
+    loaded: LoadedSpec, prepared: PreparedData, trained: TrainedModel, metrics: Sequence[str]
+) -> str:
+    """The spec with every value that was in force."""
     document = resolved_document(
-        spec,
+        loaded.spec,
         data=prepared.profile()["data"],
         batch_rows=trained.content["batch_rows"],
         loss=trained.content["loss"],
-        metrics=names,
+        metrics=metrics,
         device=trained.machine()["device"],
     )
-    metrics = {split: found.metrics for split, found in scores.items()}
-    notes = {split: found.notes for split, found in scores.items() if found.notes}
-    draft.add_json("metrics.json", {"metrics": metrics, "notes": notes})
-    draft.add("spec.yaml", spec_yaml(document).encode())
-    content = report_content(
-        ReportSources(spec, run_id, prepared, trained, fitted, scores, spec_yaml(document)),
-        failures,
-        [*stages, _own_stage(scores, time.monotonic() - started)],
-        confusion_split=_matrix(fitted, scores),
-    )
-    draft.add("report.html", render_report(content).encode())
-    draft.add("MODEL_CARD.md", render_model_card(content).encode())
-    return {"metrics": metrics, "failures": [str(failure) for failure in failures]}
+    return spec_yaml(document)
 
 
 def _own_stage(scores: Mapping[str, SplitScores], seconds: float) -> StageRow:

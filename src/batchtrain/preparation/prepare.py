@@ -207,7 +207,7 @@ def _profile(
         },
         "class_counts": found.class_counts,
         "changes": [asdict(change) for change in changes],
-        "warnings": [*found.warnings, *_warnings(fitted)],
+        "warnings": _warnings(fitted),
     }
 
 

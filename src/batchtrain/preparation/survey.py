@@ -41,7 +41,6 @@ class Survey:
         split_of_row: uint8 `[N]`, the place in `SPLITS`, or `DROPPED`.
         class_counts: Split to class to rows; empty for regression.
         changes: What was excluded and dropped.
-        warnings: What a person should look at.
     """
 
     source: Source
@@ -51,7 +50,6 @@ class Survey:
     split_of_row: npt.NDArray[np.uint8]
     class_counts: dict[str, dict[str, int]]
     changes: tuple[Change, ...]
-    warnings: tuple[str, ...]
 
     @property
     def task(self) -> Task:
@@ -81,39 +79,27 @@ def survey(data: DataSpec, source: Source, *, seed: int, where: Callable[[str], 
     if isinstance(resolved, list):
         raise SpecError(resolved)
     target_type, target = _read_target(data, schema, source, where)
-    facts = TargetFacts(type=str(schema.columns[data.target]), distinct=len(pc.unique(target)) - 1)
-    if not target.null_count:
-        facts = TargetFacts(type=facts.type, distinct=facts.distinct + 1)
-    decided = resolve_task(data, facts, where)
-    problems = decided if isinstance(decided, list) else []
-    dropped = _dropped_rows(resolved.columns, source, schema.num_rows, where, problems)
-    if problems or isinstance(decided, list):
-        raise SpecError(problems)
+    decided = resolve_task(data, _facts(target_type, target), where)
+    dropped, unreadable = _dropped_rows(resolved.columns, source, schema.num_rows, where)
+    if isinstance(decided, list) or unreadable:
+        raise SpecError([*(decided if isinstance(decided, list) else []), *unreadable])
     task, rule = decided
-    full = data.model_copy(update={"task": task, "columns": resolved.columns, "split": rule})
     if task == "classification":
         target = _class_names(data, target_type, target)
 
     reasons = {f"target {data.target!r} is missing": missing_rows(target), **dropped}
-    kept = np.ones(schema.num_rows, dtype=np.bool_)
-    changes = list(resolved.changes)
-    for reason, rows in reasons.items():
-        newly = kept & rows
-        kept &= ~rows
-        if newly.any():
-            changes.append(Change("dropped", "rows", int(newly.sum()), reason))
+    kept, changes = _kept_rows(reasons, schema.num_rows)
     labels, classes = _labels(target, kept, task)
     split_of_row = np.full(schema.num_rows, DROPPED, dtype=np.uint8)
     split_of_row[kept] = assign_splits(int(kept.sum()), labels, rule, seed=seed)
     found = Survey(
         source=source,
         schema=schema,
-        data=full,
+        data=data.model_copy(update={"task": task, "columns": resolved.columns, "split": rule}),
         target_type=target_type,
         split_of_row=split_of_row,
         class_counts=_class_counts(labels, classes, split_of_row[kept]),
-        changes=tuple(changes),
-        warnings=(),
+        changes=(*resolved.changes, *changes),
     )
     _require_rows(found)
     return found
@@ -161,18 +147,21 @@ def _column(source: Source, name: str, column_type: ColumnType) -> pa.ChunkedArr
     return pa.chunked_array(chunks, type=chunks[0].type if chunks else pa.string())
 
 
-def _dropped_rows(
-    columns: dict[str, ColumnSpec],
-    source: Source,
-    num_rows: int,
-    where: Callable[[str], str],
-    problems: list[Problem],
-) -> dict[str, npt.NDArray[np.bool_]]:
-    """Read every declared column once: which rows lack a value whose policy is `drop`.
+def _facts(target_type: ColumnType, target: pa.ChunkedArray) -> TargetFacts:
+    distinct = len(pc.unique(target)) - int(target.null_count > 0)
+    return TargetFacts(type=target_type, distinct=distinct)
 
-    A value that does not fit its declared kind is added to `problems`, one for each column.
+
+def _dropped_rows(
+    columns: dict[str, ColumnSpec], source: Source, num_rows: int, where: Callable[[str], str]
+) -> tuple[dict[str, npt.NDArray[np.bool_]], list[Problem]]:
+    """Read every declared column once.
+
+    Returns:
+        Reason to the rows (bool `[N]`) that lack a value whose policy is `drop`; and a problem
+        for each column with a value that does not fit its declared kind.
     """
-    dropping = {name: spec for name, spec in columns.items() if spec.missing == "drop"}
+    dropping = [name for name, spec in columns.items() if spec.missing == "drop"]
     rows = {name: np.zeros(num_rows, dtype=np.bool_) for name in dropping}
     types = column_types(columns)
     try:
@@ -181,8 +170,23 @@ def _dropped_rows(
                 part = missing_rows(block[name])
                 rows[name][first_row : first_row + len(part)] = part
     except SchemaMismatchError:
-        problems.extend(_unreadable_columns(types, source, where))
-    return {f"column {name!r} is missing (its policy is drop)": rows[name] for name in dropping}
+        return {}, list(_unreadable_columns(types, source, where))
+    reasons = {f"column {name!r} is missing (its policy is drop)": rows[name] for name in dropping}
+    return reasons, []
+
+
+def _kept_rows(
+    reasons: Mapping[str, npt.NDArray[np.bool_]], num_rows: int
+) -> tuple[npt.NDArray[np.bool_], list[Change]]:
+    """Which rows are used, bool `[N]`; a row that is dropped counts under its first reason."""
+    kept = np.ones(num_rows, dtype=np.bool_)
+    changes = []
+    for reason, rows in reasons.items():
+        newly = int(np.count_nonzero(kept & rows))
+        kept &= ~rows
+        if newly:
+            changes.append(Change("dropped", "rows", newly, reason))
+    return kept, changes
 
 
 def _unreadable_columns(

@@ -58,31 +58,27 @@ def train_model(
         DivergedError: If the loss is no longer a finite number.
     """
     spec = loaded.spec
-    machine = _recorded_machine(spec, layout)
+    checkpoint = newest_checkpoint(layout)
+    machine = _machine(spec, layout, progress, resumes=checkpoint is not None)
+    plan = make_plan(
+        spec.training, num_rows=prepared.num_rows("train"), seed=spec.seed, lanes=prepared.lanes
+    )
     measured = _measured_splits(spec, prepared)
+    inputs = _model_inputs(spec, prepared)
+    loss = make_loss(_loss_name(spec, prepared))
     with machine_in_force(machine) as device, ExitStack() as stack:
-        plan = make_plan(
-            spec.training, num_rows=prepared.num_rows("train"), seed=spec.seed, lanes=prepared.lanes
-        )
         rows = {split: prepared.load(split) for split in {"train", *measured}}
-        inputs = _model_inputs(spec, prepared)
         check_codes(torch.from_numpy(rows["train"].codes.copy()), inputs)
         state = _new_state(loaded, inputs, plan, device, machine, allow_code)
-        checkpoint = newest_checkpoint(layout)
         if checkpoint is not None:
             restore(state, checkpoint)
-        log = _open_log(loaded, layout, state, resumed=checkpoint is not None)
+        log = _open_log(loaded, layout, state, inputs, resumes=checkpoint is not None)
         if log is not None:
             stack.callback(log.close)
-            example = torch.zeros(2, inputs.num_numeric, device=device)
-            codes = torch.zeros(2, len(inputs.cardinalities), dtype=torch.int64, device=device)
-            log.graph(state.model, (example, codes))
         watcher = _Watcher(progress, log, spec.tracking.monitor, plan.epochs)
-        request = stack.enter_context(stop_on_signals())
-        worker = LocalWorker(plan, rows, device, request)
-        loss = make_loss(_loss_name(spec, prepared))
+        worker = LocalWorker(plan, rows, device, stack.enter_context(stop_on_signals()))
         if not train_until_done(state, worker, plan, loss, watcher, measured):
-            raise _interrupted(state, save_checkpoint(state, layout), loaded)
+            raise _interrupted(state, save_checkpoint(state, layout))
     return _write(state, spec, inputs, plan, machine, draft, loss.name), checkpoint is not None
 
 
@@ -107,14 +103,20 @@ class _Watcher:
             self.log.epoch(record, self.monitored)
 
 
-def _recorded_machine(spec: RunSpec, layout: RunLayout) -> MachineChoices:
-    """The choices of the run's first start; made and written if this is it."""
-    where = layout.storage.url(layout.run_record)
+def _machine(
+    spec: RunSpec, layout: RunLayout, progress: Progress, *, resumes: bool
+) -> MachineChoices:
+    """The choices of the run's first start, which a resume uses again whatever the spec says now."""
     choices = choose_machine(spec.resources)
-    if layout.storage.create(layout.run_record, canonical_json(choices.to_json())):
-        return choices
-    recorded = json.loads(layout.storage.read(layout.run_record))
-    return MachineChoices.from_json(recorded, where=where)
+    if resumes:
+        where = layout.storage.url(layout.run_record)
+        document = json.loads(layout.storage.read(layout.run_record))
+        recorded = MachineChoices.from_json(document, where=where)
+        if recorded != choices:
+            progress.note(f"resumed with the choices of the first start, {where}: {document}")
+        return recorded
+    layout.storage.write(layout.run_record, canonical_json(choices.to_json()))
+    return choices
 
 
 def _measured_splits(spec: RunSpec, prepared: PreparedData) -> list[str]:
@@ -158,7 +160,7 @@ def _new_state(
 
 
 def _open_log(
-    loaded: LoadedSpec, layout: RunLayout, state: TrainState, *, resumed: bool
+    loaded: LoadedSpec, layout: RunLayout, state: TrainState, inputs: ModelInputs, *, resumes: bool
 ) -> TensorBoardLog | None:
     """Open the event files; a run that begins anew does not mix with what an earlier try left."""
     wanted = loaded.spec.tracking.tensorboard
@@ -167,22 +169,25 @@ def _open_log(
     folder = Path(layout.storage.url(layout.tensorboard))
     if isinstance(wanted, TensorBoardSpec):
         folder = loaded.path.parent / wanted.dir / layout.root
-    if not resumed:
+    if not resumes:
         shutil.rmtree(folder, ignore_errors=True)
-    return TensorBoardLog(
+    log = TensorBoardLog(
         folder,
         every_steps=loaded.spec.tracking.log_every_steps,
-        purge_step=state.step if resumed else None,
+        purge_step=state.step if resumes else None,
     )
+    device = next(state.model.parameters()).device
+    numeric_BF = torch.zeros(2, inputs.num_numeric, device=device)
+    codes_BC = torch.zeros(2, len(inputs.cardinalities), dtype=torch.int64, device=device)
+    log.graph(state.model, (numeric_BF, codes_BC))
+    return log
 
 
-def _interrupted(
-    state: TrainState, checkpoint: Artifact, loaded: LoadedSpec
-) -> InterruptedRunError:
+def _interrupted(state: TrainState, checkpoint: Artifact) -> InterruptedRunError:
     return InterruptedRunError(
         f"stopped in epoch {state.epoch + 1} after step {state.step}; "
         f"the checkpoint is {checkpoint.url}. "
-        f"Run the same command again to go on from there: batchtrain run {loaded.path}"
+        "Run the same command again to go on from there"
     )
 
 
