@@ -19,11 +19,13 @@ from batchtrain.artifacts.trained import TrainedModel
 from batchtrain.errors import StorageError
 from batchtrain.evaluation.stage import evaluate
 from batchtrain.export.stage import export
+from batchtrain.models.custom import check_allowed, code_hash
 from batchtrain.preparation.stage import prepare
 from batchtrain.progress import Progress
 from batchtrain.reporting.content import StageRow
 from batchtrain.spec.data import SPLITS
 from batchtrain.spec.load import LoadedSpec
+from batchtrain.spec.model import CustomModel
 from batchtrain.storage import FolderStorage, Storage
 from batchtrain.training.stage import run_layout, train
 
@@ -92,6 +94,10 @@ def run_spec(
     Raises:
         BatchtrainError: See `errors`; whatever was published before stays.
     """
+    if isinstance(loaded.spec.model, CustomModel):
+        # Before any work: a class that may not run, or is not there, is found at once.
+        check_allowed(loaded.spec.model.target, allow_code)
+        code_hash(loaded.spec.model.target, search=loaded.path.parent)
     storage = _storage(loaded)
     watch = _Watch(progress or Progress())
     result = RunResult(stages=watch.records)

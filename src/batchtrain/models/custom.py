@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 from batchtrain.errors import Problem, SpecError, TrainingError
 
-__all__ = ["code_hash", "load_custom"]
+__all__ = ["check_allowed", "code_hash", "load_custom"]
 
 TARGET = re.compile(
     r"(?P<module>[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*):(?P<name>[A-Za-z][A-Za-z0-9_]*)"
@@ -73,20 +73,30 @@ def load_custom(target: str, allow: Sequence[str], *, search: Path | None = None
         TrainingError: If the user's module fails while it is imported, with that error as cause,
             or if other code under the same name is already imported.
     """
+    check_allowed(target, allow)
     module_name, name = _parse(target)
     package = module_name.partition(".")[0]
-    if package not in allow:
-        raise _refused(
-            target,
-            f"code of the package {package!r} is not allowed to run here",
-            f"If you trust it, pass --allow-code {package}.",
-        )
     with _searched_last(search):
         digest = code_hash(target)
         _check_not_stale(target, package)
         module = _import(target, module_name)
         _check_unchanged(target, package, digest)
     return _network_class(target, module, name)
+
+
+def check_allowed(target: str, allow: Sequence[str]) -> None:
+    """Refuse a target that may not run here, without looking for it.
+
+    Raises:
+        SpecError: If its form is refused, or its package is not in `allow`.
+    """
+    package = _parse(target)[0].partition(".")[0]
+    if package not in allow:
+        raise _refused(
+            target,
+            f"code of the package {package!r} is not allowed to run here",
+            f"If you trust it, pass --allow-code {package}.",
+        )
 
 
 def code_hash(target: str, *, search: Path | None = None) -> str:

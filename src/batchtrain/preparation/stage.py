@@ -11,10 +11,11 @@ from batchtrain.artifacts import BuildStatus, Draft, prepared_key, reuse_or_buil
 from batchtrain.artifacts.layout import HASH_CACHE
 from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PREPARED_DATA, PreparedData
-from batchtrain.errors import UnsafeInputError
+from batchtrain.errors import Problem, SpecError, UnsafeInputError
 from batchtrain.progress import Progress
 from batchtrain.spec.base import fingerprint_of
 from batchtrain.spec.load import LoadedSpec
+from batchtrain.spec.task import Task, task_mismatches
 from batchtrain.storage import Storage
 from batchtrain.tables import Source, content_hashes, open_source, source_contains
 
@@ -42,7 +43,9 @@ def prepare(
 
     key = prepared_key(fingerprint_of(inputs))
     artifact, status = reuse_or_build(storage, key, PREPARED_DATA, inputs=inputs, build=build)
-    return PreparedData(artifact), status
+    prepared = PreparedData(artifact)
+    check_task(loaded, prepared.task)
+    return prepared, status
 
 
 def open_input(loaded: LoadedSpec) -> Source:
@@ -55,7 +58,24 @@ def survey_input(loaded: LoadedSpec, source: Source) -> Any:
     """Scan the input and decide on columns, task and splits; see `survey.survey`."""
     from batchtrain.preparation.survey import survey
 
-    return survey(loaded.spec.data, source, seed=loaded.spec.seed, where=loaded.where)
+    found = survey(loaded.spec.data, source, seed=loaded.spec.seed, where=loaded.where)
+    check_task(loaded, found.task)
+    return found
+
+
+def check_task(loaded: LoadedSpec, task: Task) -> None:
+    """Hold the whole spec against the task that the target turned out to have.
+
+    Raises:
+        SpecError: If the loss or a metric does not suit it.
+    """
+    spec = loaded.spec
+    problems = [
+        Problem(loaded.where(key), key, message, hint)
+        for key, message, hint in task_mismatches(spec.training, spec.evaluation, task)
+    ]
+    if problems:
+        raise SpecError(problems)
 
 
 def _refuse_storage_in_input(loaded: LoadedSpec, storage: Storage) -> None:

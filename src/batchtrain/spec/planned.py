@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,7 @@ class Planned:
 
     key: str
     instead: str = ""
-    values: Container[Any] | None = None
+    values: tuple[str, ...] | range | None = None
     starts: tuple[str, ...] = ()
     ends: tuple[str, ...] = ()
 
@@ -41,7 +41,10 @@ class Planned:
                 is_there = text.startswith(part) if part in self.starts else text.endswith(part)
                 if is_there:
                     return part
-        if isinstance(value, str | int) and self.values is not None and value in self.values:
+        # A range would look for text among its numbers one by one.
+        is_number_of = isinstance(self.values, range) and isinstance(value, int)
+        is_text_of = isinstance(self.values, tuple) and isinstance(value, str)
+        if self.values is not None and (is_number_of or is_text_of) and value in self.values:
             return shown(value)
         is_key_itself = self.values is None and not self.starts and not self.ends
         return "this key" if is_key_itself else None

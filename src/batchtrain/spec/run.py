@@ -8,14 +8,9 @@ from pydantic import Field, model_validator
 
 from batchtrain.spec.base import Name, SpecModel
 from batchtrain.spec.data import DataSpec
-from batchtrain.spec.evaluation import (
-    CLASSIFICATION_METRICS,
-    REGRESSION_METRICS,
-    EvaluationSpec,
-    ExportSpec,
-    TrackingSpec,
-)
+from batchtrain.spec.evaluation import EvaluationSpec, ExportSpec, TrackingSpec
 from batchtrain.spec.model import MlpModel, ModelSpec
+from batchtrain.spec.task import task_mismatches
 from batchtrain.spec.training import PlateauSchedule, TrainingSpec
 
 __all__ = ["ResourcesSpec", "RunSpec"]
@@ -87,18 +82,10 @@ class RunSpec(SpecModel):
         task = self.data.task
         if task == "auto":
             return []
-        problems = []
-        losses = {
-            "classification": ("auto", "cross_entropy", "bce"),
-            "regression": ("auto", "mse", "mae", "huber"),
-        }[task]
-        if self.training.loss not in losses:
-            problems.append(f"`training.loss: {self.training.loss}` does not suit {task}")
+        problems = [
+            f"`{key}`: {message}"
+            for key, message, _hint in task_mismatches(self.training, self.evaluation, task)
+        ]
         if task == "regression" and self.data.split and self.data.split.kind == "stratified":
             problems.append("`data.split: stratified` needs classes; use random for regression")
-        metrics = CLASSIFICATION_METRICS if task == "classification" else REGRESSION_METRICS
-        asked = () if self.evaluation.metrics == "auto" else self.evaluation.metrics
-        wrong = [name for name in (*asked, *self.evaluation.require) if name not in metrics]
-        if wrong:
-            problems.append(f"metrics that do not suit {task}: {', '.join(sorted(set(wrong)))}")
         return problems

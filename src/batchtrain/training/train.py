@@ -106,7 +106,7 @@ class _Watcher:
 def _machine(
     spec: RunSpec, layout: RunLayout, progress: Progress, *, resumes: bool
 ) -> MachineChoices:
-    """The choices of the run's first start, which a resume uses again whatever the spec says now."""
+    """The choices of the first start, which a resume uses again whatever the spec says now."""
     choices = choose_machine(spec.resources)
     if resumes:
         where = layout.storage.url(layout.run_record)

@@ -94,7 +94,7 @@ def test_the_path_is_absolute_and_messages_name_the_file_as_it_was_given(
 def test_where_gives_the_deepest_place_that_was_written() -> None:
     loaded = parse_spec(LONG, "s.yaml", ["training.epochs=3", "data.split={kind: random}"])
 
-    assert loaded.where("data.columns.Age.scale") == "s.yaml:9:38"
+    assert loaded.where("data.columns.Age.scale") == "s.yaml:9:41"
     assert loaded.where("data.columns.Age.indicator") == "s.yaml:9:5"
     assert loaded.where("data.columns.Cholesterol") == "s.yaml:8:3"
     assert loaded.where("data.exclude.0") == "s.yaml:11:13"

@@ -1,0 +1,1 @@
+"""Stage 3: measure a trained model on every split and write the report."""

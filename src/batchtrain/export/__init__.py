@@ -1,0 +1,1 @@
+"""Stage 4: the bundle, proved on raw rows before it is published."""

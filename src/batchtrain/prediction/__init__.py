@@ -1,0 +1,1 @@
+"""Stage 5: from new raw rows and a bundle to predictions."""

@@ -1,0 +1,1 @@
+"""Stage 2: from prepared data to a trained model."""

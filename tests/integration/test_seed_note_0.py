@@ -1,0 +1,434 @@
+"""Note 0, drug200: one test for each row of its checklist, named by the row."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import (
+    accuracy_score,
+    confusion_matrix,
+    log_loss,
+    mean_squared_error,
+    r2_score,
+)
+from sklearn.preprocessing import StandardScaler
+from torch import nn
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+from typer.testing import CliRunner
+
+from batchtrain.cli.app import app
+from batchtrain.errors import SpecError
+from batchtrain.prediction.loaded import load_bundle
+from batchtrain.tables import SAMPLES, write_sample
+from batchtrain.training.plan import make_plan
+from batchtrain.training.worker import LocalWorker
+from tests.support.figures import figure_of, texts
+from tests.support.runs import SPECS, FinishedRun, finish, scalars
+
+Example = Callable[..., FinishedRun]
+WriteSpec = Callable[[str], Path]
+
+CLASSES = ["DrugY", "drugA", "drugB", "drugC", "drugX"]
+CATEGORIES = {
+    "Sex": ["F", "M"],
+    "BP": ["HIGH", "LOW", "NORMAL"],
+    "Cholesterol": ["HIGH", "NORMAL"],
+}
+
+
+@pytest.fixture(scope="session")
+def table() -> pd.DataFrame:
+    """drug200 as raw rows."""
+    return SAMPLES["drug200"]().to_pandas()
+
+
+@pytest.fixture(scope="session")
+def holey() -> pd.DataFrame:
+    """drug200 with missing cells."""
+    return SAMPLES["drug200-missing"]().to_pandas()
+
+
+@pytest.fixture
+def drug200(example: Example) -> FinishedRun:
+    return example("drug200")
+
+
+def truth(run: FinishedRun, split: str) -> list[str]:
+    """The class of each row of a split, by name."""
+    return [CLASSES[code] for code in run.prepared.load(split).target]
+
+
+# ----------------------------------------------------------------------------------------------
+# Rows in
+
+
+def test_seed_0_1_local_csv(tmp_path: Path, write_spec: WriteSpec) -> None:
+    write_sample("drug200", tmp_path / "drug200.csv")
+    frame = pd.read_csv(tmp_path / "drug200.csv")
+    spec = write_spec("name: local\ndata: {source: drug200.csv, target: Drug}\n")
+
+    run = finish(spec, last="prepare")
+
+    ids = np.concatenate([run.row_ids(split) for split in ("train", "valid", "test")])
+    assert sorted(ids) == list(range(len(frame)))
+    for split in ("train", "valid", "test"):
+        assert truth(run, split) == frame["Drug"][run.row_ids(split)].tolist()
+
+
+def test_seed_0_3_missing_drop(write_spec: WriteSpec, holey: pd.DataFrame) -> None:
+    spec = write_spec(
+        "name: dropping\n"
+        "data:\n"
+        "  source: sample:drug200-missing\n"
+        "  target: Drug\n"
+        "  columns:\n"
+        "    Age: {kind: numeric, missing: drop}\n"
+        "    Na_to_K: {kind: numeric, missing: drop}\n"
+    )
+
+    run = finish(spec, last="prepare")
+
+    ids = np.concatenate([run.row_ids(split) for split in ("train", "valid", "test")])
+    kept = holey.dropna()
+    assert 0 < len(kept) < len(holey)
+    assert sorted(ids) == kept.index.tolist()
+    dropped = [c for c in run.prepared.profile()["changes"] if c["what"] == "dropped"]
+    assert sum(change["count"] for change in dropped) == len(holey) - len(kept)
+
+
+def test_seed_0_4_missing_mean_of_train_rows_only(example: Example, holey: pd.DataFrame) -> None:
+    run = example("drug200-missing")
+
+    for column in ("Age", "Na_to_K"):
+        of_train = holey[column][run.row_ids("train")].mean()
+        assert run.preprocessing[column]["fill"] == pytest.approx(of_train, rel=1e-12)
+        assert of_train != pytest.approx(holey[column].mean(), rel=1e-6)
+        assert run.changes("filled")[column] == holey[column].isna().sum()
+    # A filled cell is the mean, so 0 once it is scaled.
+    rows = run.prepared.load("test")
+    was_missing = holey["Na_to_K"][rows.row_id].isna().to_numpy()
+    assert was_missing.any()
+    assert rows.numeric[was_missing, 1] == pytest.approx(0, abs=1e-6)
+
+
+# ----------------------------------------------------------------------------------------------
+# Preprocessing
+
+
+def test_seed_0_5_category_encoder_per_column(drug200: FinishedRun, table: pd.DataFrame) -> None:
+    rows = drug200.prepared.load("test")
+
+    for place, (column, categories) in enumerate(CATEGORIES.items()):
+        assert drug200.preprocessing[column]["categories"] == categories
+        # Code 0 is for values that the training rows do not have.
+        decoded = [categories[code - 1] for code in rows.codes[:, place]]
+        assert decoded == table[column][rows.row_id].tolist()
+
+
+def test_seed_0_6_standard_scale(drug200: FinishedRun, table: pd.DataFrame) -> None:
+    raw = table[["Age", "Na_to_K"]]
+    scaler = StandardScaler().fit(raw.loc[drug200.row_ids("train")])
+
+    for split in ("train", "valid", "test"):
+        rows = drug200.prepared.load(split)
+        expected = scaler.transform(raw.loc[rows.row_id])
+        assert rows.numeric == pytest.approx(expected, abs=1e-6)
+
+
+def test_seed_0_7_split_ratio_and_seed(example: Example) -> None:
+    shares = 'data.split={"kind": "random", "fractions": {"train": 0.8, "test": 0.2}}'
+    no_schedule = "training.schedule=null"
+    first = example("drug200", shares, no_schedule, last="prepare")
+    other = example("drug200", shares, no_schedule, "seed=43", last="prepare")
+
+    assert [len(first.row_ids(split)) for split in ("train", "test")] == [160, 40]
+    assert not set(first.row_ids("train")) & set(first.row_ids("test"))
+    assert set(first.row_ids("test")) != set(other.row_ids("test"))
+
+
+def test_seed_0_8_target_encoder(drug200: FinishedRun, table: pd.DataFrame) -> None:
+    state = drug200.prepared.preprocessing_state()
+
+    assert state["target"]["classes"] == CLASSES
+    assert "Drug" not in drug200.preprocessing
+    assert truth(drug200, "test") == table["Drug"][drug200.row_ids("test")].tolist()
+
+
+def test_seed_0_9_float32_features_and_int64_labels(drug200: FinishedRun) -> None:
+    rows = drug200.prepared.load("train")
+
+    assert (rows.numeric.dtype, rows.codes.dtype) == (np.float32, np.int64)
+    assert rows.target.dtype == np.int64
+
+
+def worker_of(run: FinishedRun) -> LocalWorker:
+    """The loader of a run, as its training had it."""
+    spec = run.loaded.spec
+    plan = make_plan(
+        spec.training, num_rows=run.prepared.num_rows("train"), seed=spec.seed, lanes=1
+    )
+    splits = {split: run.prepared.load(split) for split in ("train", "test")}
+    return LocalWorker(plan, splits, torch.device("cpu"))
+
+
+def test_seed_0_10_loader_over_tensors(drug200: FinishedRun) -> None:
+    numeric, codes, target = drug200.tensors("test")
+
+    (batch,) = worker_of(drug200).split_batches("test")
+
+    assert torch.equal(batch.numeric_BF, numeric)
+    assert torch.equal(batch.codes_BC, codes)
+    assert torch.equal(batch.target_B, target)
+
+
+def test_seed_0_11_batches_of_32_shuffled_in_training_only(drug200: FinishedRun) -> None:
+    worker = worker_of(drug200)
+    numeric, _, _ = drug200.tensors("train")
+    epochs = [[batch.numeric_BF for batch in worker.batches(epoch, 0)] for epoch in (0, 1)]
+
+    assert [len(batch) for batch in epochs[0]] == [32, 32, 32, 32, 13]
+    first, second = (torch.cat(batches) for batches in epochs)
+    assert not torch.equal(first, numeric)
+    assert not torch.equal(first, second)
+    assert sorted(first.tolist()) == sorted(numeric.tolist())
+    in_order = torch.cat([batch.numeric_BF for batch in worker.split_batches("train")])
+    assert torch.equal(in_order, numeric)
+
+
+# ----------------------------------------------------------------------------------------------
+# Model and training
+
+
+def test_seed_0_12_mlp_with_layers_activation_and_dropout(drug200: FinishedRun) -> None:
+    layers = drug200.fresh_model().layers
+    assert isinstance(layers, nn.Sequential)
+
+    kinds = [type(layer) for layer in layers]
+    assert kinds == [nn.Linear, nn.ReLU, nn.Dropout] * 2 + [nn.Linear]
+    assert [layers[place].out_features for place in (0, 3, 6)] == [128, 64, 5]
+    assert [layers[place].p for place in (2, 5)] == [0.3, 0.3]
+
+
+def test_seed_0_13_input_size_and_class_count_come_from_the_data(example: Example) -> None:
+    drug200 = example("drug200").trained.content["inputs"]
+    wine = example("wine").trained.content["inputs"]
+
+    assert drug200 == {"num_numeric": 2, "cardinalities": [3, 4, 3], "num_outputs": 5}
+    assert wine == {"num_numeric": 13, "cardinalities": [], "num_outputs": 3}
+
+
+def test_seed_0_14_device_auto(drug200: FinishedRun) -> None:
+    assert drug200.loaded.spec.resources.device == "auto"
+    assert drug200.trained.machine()["device"] == (
+        "cuda" if torch.cuda.is_available() else "cpu"
+    )
+
+
+def test_seed_0_15_loss_by_task(example: Example) -> None:
+    for name, metric in (("drug200", "log_loss"), ("diabetes", "mse")):
+        run = example(name, "training.loss=auto")
+        best = run.history[run.trained.content["best_epoch"]]
+        assert best["valid_loss"] == pytest.approx(run.metrics["valid"][metric], rel=1e-4)
+    with pytest.raises(SpecError, match="mse"):
+        example("drug200", "training.loss=mse")
+
+
+def test_seed_0_16_adam_with_its_learning_rate(example: Example) -> None:
+    run = example("drug200", "training.epochs=1", "training.batch_size=full", "model.dropout=0")
+    before, after = run.fresh_model().state_dict(), run.weights("last")
+
+    moved = torch.cat([(after[name] - before[name]).abs().flatten() for name in after])
+    # Adam's first step is the learning rate in the direction of the gradient, however long it is.
+    assert moved.max() == pytest.approx(1e-3, rel=1e-2)
+    assert moved[moved > 0].median() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_seed_0_17_plateau_schedule(drug200: FinishedRun) -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = SGD([weight], lr=1e-3)
+    schedule = ReduceLROnPlateau(optimizer, mode="min", factor=0.1, patience=5)
+    expected = []
+    for record in drug200.history[1:]:
+        expected.append(optimizer.param_groups[0]["lr"])
+        schedule.step(record["valid_loss"])
+
+    rates = [record["lr"] for record in drug200.history[1:]]
+    assert rates == pytest.approx(expected, rel=1e-9)
+    assert rates[0] == 1e-3
+    assert min(rates) < 1e-4
+    first_fall = next(place for place, rate in enumerate(rates) if rate < 1e-3)
+    losses = [record["valid_loss"] for record in drug200.history[1:]]
+    assert min(losses[first_fall - 6 : first_fall]) > min(losses[: first_fall - 6]) * (1 - 1e-4)
+
+
+def test_seed_0_18_epochs_and_row_weighted_loss(example: Example) -> None:
+    assert len(example("drug200").history) == 101
+    run = example("drug200", "training.epochs=2", "tracking.log_every_steps=1", last="train")
+    losses = [value for _, value in scalars(run.events, "Loss/train")]
+    rows = [32, 32, 32, 32, 13]
+
+    second = losses[5:10]
+    weighted = sum(loss * count for loss, count in zip(second, rows, strict=True)) / sum(rows)
+    assert run.history[2]["train_loss"] == pytest.approx(weighted, rel=1e-6)
+    assert weighted != pytest.approx(sum(second) / len(second), rel=1e-4)
+
+
+def test_seed_0_19_training_and_evaluation_modes(networks: Path) -> None:
+    spec = networks / "witness.yaml"
+    spec.write_text(
+        "version: 1\nname: witness\nstorage: runs\n"
+        "data: {source: sample:linear, target: y}\n"
+        "model: {kind: custom, target: seed_networks:Witness}\n"
+        "training: {epochs: 2, batch_size: 32}\n"
+        "tracking: {tensorboard: false}\n"
+    )
+
+    run = finish(spec, last="train", allow_code=["seed_networks"])
+
+    import seed_networks  # type: ignore[import-not-found]
+
+    calls = [call for call in seed_networks.CALLS if call[2] != 2]  # not the probe of the shapes
+    rows = run.prepared.num_rows("valid")
+    validate, train = [(False, False, rows)], [(True, True, 32), (True, True, 32), (True, True, 6)]
+    assert calls == [*validate, *train, *validate, *train, *validate]
+
+
+def test_seed_0_20_epoch_line(storage: Path) -> None:
+    result = CliRunner().invoke(
+        app,
+        ["train", str(SPECS / "drug200.yaml"), "--set", f"storage={storage}"]
+        + ["--set", "training.epochs=4", "--set", "tracking.log_every_epochs=1"],
+    )
+
+    assert result.exit_code == 0, result.output
+    lines = re.findall(r"Epoch \[(\d+)/4\], Loss: (\d+\.\d{4})", result.output)
+    assert [int(epoch) for epoch, _ in lines] == [1, 2, 3, 4]
+    assert float(lines[3][1]) < float(lines[0][1])
+
+
+# ----------------------------------------------------------------------------------------------
+# Evaluation and report
+
+
+def test_seed_0_21_test_loss_and_accuracy(drug200: FinishedRun) -> None:
+    model = drug200.learned_model()
+    numeric, codes, target = drug200.tensors("test")
+    with torch.no_grad():
+        outputs = model(numeric, codes)
+    found = drug200.metrics["test"]
+
+    loss = nn.functional.cross_entropy(outputs, target)
+    assert found["log_loss"] == pytest.approx(float(loss), rel=1e-5)
+    right = (outputs.argmax(dim=1) == target).double().mean()
+    assert found["accuracy"] == pytest.approx(float(right), abs=1e-12)
+
+
+def test_seed_0_22_accuracy_mse_and_r2(example: Example) -> None:
+    classified, regressed = example("drug200"), example("diabetes")
+    for split in ("valid", "test"):
+        predicted = classified.predictions(split)["prediction"].to_pylist()
+        accuracy = accuracy_score(truth(classified, split), predicted)
+        assert classified.metrics[split]["accuracy"] == pytest.approx(accuracy)
+        table = classified.predictions(split).to_pandas()
+        probabilities = table[[f"probability_{name}" for name in CLASSES]].to_numpy(float)
+        expected = log_loss(
+            truth(classified, split),
+            probabilities / probabilities.sum(axis=1, keepdims=True),
+            labels=CLASSES,
+        )
+        assert classified.metrics[split]["log_loss"] == pytest.approx(expected, rel=1e-4)
+
+        actual = regressed.prepared.load(split).target
+        values = regressed.predictions(split)["prediction"].to_numpy()
+        found = regressed.metrics[split]
+        assert found["mse"] == pytest.approx(mean_squared_error(actual, values), rel=1e-5)
+        assert found["r2"] == pytest.approx(r2_score(actual, values), rel=1e-5)
+
+
+def test_seed_0_23_loss_curve_plot(drug200: FinishedRun) -> None:
+    figure = figure_of(drug200.page, "Learning curves: loss by epoch")
+
+    assert {"Loss by epoch", "Epoch", "train", "valid"} <= set(texts(figure))
+    # Two curves of 100 points and more each.
+    assert sum(path.count("L") >= 90 for path in re.findall(r'\bd="([^"]*)"', figure)) >= 2
+
+
+def test_seed_0_24_prediction_against_truth_plot(example: Example) -> None:
+    run = example("diabetes")
+    figure = figure_of(run.page, "Predicted against actual values")
+
+    assert {"Actual", "Predicted", "equal", "test rows"} <= set(texts(figure))
+    assert figure.count("<use ") >= run.prepared.num_rows("test")
+
+
+def test_seed_0_25_confusion_matrix_with_counts(drug200: FinishedRun) -> None:
+    predicted = drug200.predictions("test")["prediction"].to_pylist()
+    expected = confusion_matrix(truth(drug200, "test"), predicted, labels=CLASSES)
+    figure = figure_of(drug200.page, "Confusion matrix of 5 classes")
+    shown = texts(figure)
+
+    assert [int(text) for text in shown if text.isdigit()] == expected.flatten().tolist()
+    assert {"Predicted", "True", "Confusion matrix, test split"} <= set(shown)
+    assert all(shown.count(name) == 2 for name in CLASSES)
+
+
+# ----------------------------------------------------------------------------------------------
+# What is kept, and used again
+
+
+def test_seed_0_26_weights_are_saved(drug200: FinishedRun) -> None:
+    saved, expected = drug200.weights(), drug200.fresh_model().state_dict()
+
+    assert set(saved) == set(expected)
+    assert all(saved[name].shape == expected[name].shape for name in saved)
+    assert any(not torch.equal(saved[name], expected[name]) for name in saved)
+
+
+def test_seed_0_27_bundle_holds_all_that_prediction_needs(
+    drug200: FinishedRun, table: pd.DataFrame, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "copied"
+    shutil.copytree(drug200.bundle_folder, elsewhere)
+    state, inputs = drug200.bundle.preprocessing_state(), drug200.bundle.content["inputs"]
+
+    fitted = {column["name"]: column for column in state["columns"]}
+    assert fitted["Age"]["divisor"] > 1
+    assert fitted["BP"]["categories"] == CATEGORIES["BP"]
+    assert state["target"]["classes"] == CLASSES
+    assert inputs["num_outputs"] == len(CLASSES)
+    expected = drug200.predictions("test").to_pandas()
+    found = load_bundle(elsewhere).predict(table.loc[expected["row_id"]])
+    assert found.drop(columns="row_id").equals(expected.drop(columns="row_id"))
+
+
+def test_seed_0_28_bundle_holds_the_architecture(drug200: FinishedRun) -> None:
+    model = drug200.bundle.content["model"]
+
+    assert (model["kind"], model["hidden"]) == ("mlp", [128, 64])
+    assert (model["activation"], model["dropout"]) == ("relu", 0.3)
+    resolved = drug200.bundle.artifact.read("spec.yaml").decode()
+    assert "hidden: [128, 64]" in resolved
+
+
+def test_seed_0_29_rebuilt_model_is_in_evaluation_mode(
+    drug200: FinishedRun, table: pd.DataFrame
+) -> None:
+    rebuilt = drug200.learned_model()
+    numeric, codes, _ = drug200.tensors("test")
+    with torch.no_grad():
+        expected = rebuilt(numeric, codes).softmax(dim=1)
+        in_training = rebuilt.train()(numeric, codes).softmax(dim=1)
+
+    twice = [drug200.model.predict(table.loc[drug200.row_ids("test")]) for _ in range(2)]
+    assert twice[0].equals(twice[1])
+    found = twice[0][[f"probability_{name}" for name in CLASSES]].to_numpy()
+    assert found == pytest.approx(expected.numpy(), abs=1e-5)
+    assert found != pytest.approx(in_training.numpy(), abs=1e-2)
