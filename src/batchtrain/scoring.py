@@ -16,8 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 
 from batchtrain.artifacts.artifact import Artifact
 from batchtrain.errors import ArtifactError
@@ -28,11 +29,24 @@ from batchtrain.preprocessing import Features, FittedPreprocessor, FittedTarget,
 from batchtrain.spec.model import ModelSpec
 from batchtrain.spec.training import LossName
 
-__all__ = ["SCORE_ROWS", "CustomCode", "Scored", "Scorer", "prediction_table"]
+__all__ = [
+    "SCORE_ROWS",
+    "CustomCode",
+    "Scored",
+    "Scorer",
+    "largest_difference",
+    "place_free",
+    "prediction_table",
+]
 
 SCORE_ROWS = 2048
 """Rows are scored in blocks of exactly this many, the last one filled up with zeros: the last
 bits of a matrix product depend on its shape."""
+
+LANE = 16
+"""float32 values of one 64-byte vector. For products that are narrower, or whose rows do not begin
+at such a boundary, a BLAS takes kernels in which a row's last bits depend on its place (measured
+with MKL 2024.2: 1194 of 3396 models; none once both widths were multiples of this)."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class Scorer:
 
     def __init__(self, preprocessor: FittedPreprocessor, model: nn.Module, loss: LossName) -> None:
         self.preprocessor = preprocessor
-        self._model = model.to("cpu").eval()
+        self._model = place_free(model.to("cpu").eval())
         self._loss = loss
 
     @classmethod
@@ -126,7 +140,8 @@ class Scorer:
             table: The columns of the preprocessor's `input_types`, in canonical types.
             first_row: The global number of the first row, for messages.
         """
-        features = transform(self.preprocessor, table, first_row=first_row)
+        row_id = np.arange(first_row, first_row + table.num_rows, dtype=np.int64)
+        features = transform(self.preprocessor, table, row_id=row_id)
         outputs = self.score_features(features.numeric, features.codes)
         outputs[~features.usable] = np.nan
         return Scored(outputs=outputs, features=features)
@@ -146,6 +161,38 @@ class Scorer:
                 outputs_BK = activate(self._model(numeric_BF, codes_BC), self._loss)
                 parts.append(outputs_BK[: stop - start].numpy())
         return np.concatenate(parts)
+
+
+class _PlaceFreeLinear(nn.Module):
+    """A linear layer, filled up with zeros to whole vectors; see `LANE`."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.num_outputs = layer.out_features
+        self.spare = -layer.in_features % LANE
+        extra = -layer.out_features % LANE
+        weight = F.pad(layer.weight.detach(), (0, self.spare, 0, extra))
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias: nn.Parameter | None = None
+        if layer.bias is not None:
+            self.bias = nn.Parameter(F.pad(layer.bias.detach(), (0, extra)), requires_grad=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """As the layer that it stands for."""
+        padded = F.linear(F.pad(inputs, (0, self.spare)), self.weight, self.bias)
+        return padded[..., : self.num_outputs].contiguous()
+
+
+def place_free(model: nn.Module) -> nn.Module:
+    """Replace each linear layer by one whose result for a row does not depend on its place.
+
+    Products that a custom model makes by other means stay as they are.
+    """
+    if type(model) is nn.Linear:
+        return _PlaceFreeLinear(model)
+    for name, child in model.named_children():
+        setattr(model, name, place_free(child))
+    return model
 
 
 def prediction_table(
@@ -168,6 +215,28 @@ def prediction_table(
     for code, name in enumerate(target.classes):
         columns[f"probability_{name}"] = pa.array(outputs[:, code], mask=unusable)
     return pa.table(columns)
+
+
+def largest_difference(found: pa.Table, expected: pa.Table) -> float:
+    """How far two prediction tables are apart, relative to 1 or to the value; 0 if they are equal.
+
+    Tables of other columns or rows, and other rows without a prediction, are infinitely far apart.
+    """
+    if found.column_names != expected.column_names or found.num_rows != expected.num_rows:
+        return float("inf")
+    largest = 0.0
+    for name in expected.column_names:
+        if not pa.types.is_floating(expected[name].type):
+            continue
+        here = found[name].to_numpy().astype(np.float64)
+        there = expected[name].to_numpy().astype(np.float64)
+        if not np.array_equal(np.isnan(here), np.isnan(there)):
+            return float("inf")
+        here, there = here[~np.isnan(here)], there[~np.isnan(there)]
+        if len(here):
+            relative = np.abs(here - there) / np.maximum(1.0, np.abs(there))
+            largest = max(largest, float(relative.max()))
+    return largest
 
 
 def _model_spec(document: Mapping[str, Any], code: CustomCode, *, where: str) -> ModelSpec:

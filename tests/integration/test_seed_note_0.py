@@ -30,7 +30,7 @@ from batchtrain.prediction.loaded import load_bundle
 from batchtrain.tables import SAMPLES, write_sample
 from batchtrain.training.plan import make_plan
 from batchtrain.training.worker import LocalWorker
-from tests.support.figures import figure_of, texts
+from tests.support.figures import figure_of, markers, texts
 from tests.support.runs import SPECS, FinishedRun, finish, scalars
 
 Example = Callable[..., FinishedRun]
@@ -227,9 +227,7 @@ def test_seed_0_13_input_size_and_class_count_come_from_the_data(example: Exampl
 
 def test_seed_0_14_device_auto(drug200: FinishedRun) -> None:
     assert drug200.loaded.spec.resources.device == "auto"
-    assert drug200.trained.machine()["device"] == (
-        "cuda" if torch.cuda.is_available() else "cpu"
-    )
+    assert drug200.trained.machine()["device"] == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def test_seed_0_15_loss_by_task(example: Example) -> None:
@@ -366,7 +364,7 @@ def test_seed_0_24_prediction_against_truth_plot(example: Example) -> None:
     figure = figure_of(run.page, "Predicted against actual values")
 
     assert {"Actual", "Predicted", "equal", "test rows"} <= set(texts(figure))
-    assert figure.count("<use ") >= run.prepared.num_rows("test")
+    assert markers(figure, "#0072b2") == run.prepared.num_rows("test")
 
 
 def test_seed_0_25_confusion_matrix_with_counts(drug200: FinishedRun) -> None:

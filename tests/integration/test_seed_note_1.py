@@ -210,8 +210,7 @@ def test_seed_1_17_learned_against_true(line: FinishedRun) -> None:
 def test_seed_1_18_scatter_of_train_test_and_predictions(line: FinishedRun) -> None:
     figure = figure_of(line.page, "Train rows, test rows and predictions")
 
-    # One point more each, in the legend.
-    assert [markers(figure, color) for color in (BLUE, GREEN, RED)] == [41, 11, 11]
+    assert [markers(figure, color) for color in (BLUE, GREEN, RED)] == [40, 10, 10]
     assert {"train", "test", "predictions", "x", "y"} <= set(texts(figure))
 
 

@@ -19,8 +19,9 @@ def texts(figure: str) -> list[str]:
 
 
 def markers(figure: str, color: str) -> int:
-    """How many points a figure has in a colour."""
-    return sum(color in use for use in re.findall(r"<use\b[^>]*>", figure))
+    """How many points a figure has in a colour, those of the legend not counted."""
+    groups = re.findall(rf'<g\b[^>]*"[^"]*{color}[^>]*>((?:\s*<use\b[^>]*>)+)', figure)
+    return sum(group.count("<use") for group in groups)
 
 
 def cells(page: str, heading: str) -> list[list[str]]:

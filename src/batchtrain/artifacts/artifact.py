@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from batchtrain.artifacts.manifest import FileEntry, Manifest, canonical_json
-from batchtrain.errors import ArtifactDamagedError, ArtifactError, ArtifactMissingError
+from batchtrain.errors import (
+    ArtifactDamagedError,
+    ArtifactError,
+    ArtifactMissingError,
+    StorageError,
+)
 from batchtrain.spec.base import fingerprint_of
 from batchtrain.storage import Storage
 
@@ -192,6 +197,7 @@ def reuse_or_build(
     if found is not None:
         return _checked(found, fingerprint), "reused"
     draft = Draft(storage, key)
+    manifest = b""
     try:
         content = build(draft)
         manifest = Manifest(
@@ -201,15 +207,19 @@ def reuse_or_build(
             inputs=inputs,
             content=content,
             files=draft.files,
-        )
-        won = storage.create(f"{key}/{MANIFEST}", manifest.to_bytes())
+        ).to_bytes()
+        storage.create(f"{key}/{MANIFEST}", manifest)
     except BaseException:
-        draft.discard()
+        # It may have come after the manifest was there: published files are never removed.
+        if not _is_published(storage, key, manifest):
+            draft.discard()
         raise
-    if won:
-        return Artifact(storage=storage, key=key, manifest=manifest), "built"
-    draft.discard()
-    return _checked(open_artifact(storage, key, kind), fingerprint), "reused"
+    # Who won is read back, not taken from the call: a reply can be lost on the way.
+    won = _is_published(storage, key, manifest)
+    if not won:
+        draft.discard()
+    artifact = _checked(open_artifact(storage, key, kind), fingerprint)
+    return artifact, "built" if won else "reused"
 
 
 def remove_artifact(artifact: Artifact) -> None:
@@ -217,6 +227,14 @@ def remove_artifact(artifact: Artifact) -> None:
     artifact.storage.delete(f"{artifact.key}/{MANIFEST}")
     for entry in artifact.manifest.files.values():
         artifact.storage.delete(f"{artifact.key}/{entry.path}")
+
+
+def _is_published(storage: Storage, key: str, manifest: bytes) -> bool:
+    """Whether the manifest under `key` is this one; its paths hold the attempt's own id."""
+    try:
+        return storage.read(f"{key}/{MANIFEST}") == manifest
+    except (FileNotFoundError, StorageError):
+        return False
 
 
 def _checked(artifact: Artifact, fingerprint: str) -> Artifact:

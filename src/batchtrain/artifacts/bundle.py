@@ -50,7 +50,7 @@ class ModelBundle:
         """Raw rows, their row numbers, and the predictions that they gave at export."""
         rows = self._table("golden_rows.parquet")
         expected = self._table("golden_predictions.parquet")
-        return rows.drop_columns(["row_id"]), rows["row_id"].to_numpy(), expected
+        return rows, expected["row_id"].to_numpy(), expected
 
     def _table(self, name: str) -> pa.Table:
         return table_from_bytes(self.artifact.read(name), where=self.artifact.file_url(name))

@@ -152,7 +152,8 @@ class PreparedData:
         table = table_from_bytes(
             self.artifact.read("golden.parquet"), where=self.artifact.file_url("golden.parquet")
         )
-        return table.drop_columns([ROW_ID]), table[ROW_ID].to_numpy()
+        row_id = np.array(self.artifact.read_json("golden_row_ids.json"), dtype=np.int64)
+        return table, row_id
 
 
 def _packed(rows: npt.NDArray[Any]) -> pa.FixedSizeListArray:

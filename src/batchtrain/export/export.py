@@ -17,11 +17,14 @@ from batchtrain.artifacts.report import EvaluationReport
 from batchtrain.artifacts.trained import TrainedModel
 from batchtrain.errors import VerificationError
 from batchtrain.preprocessing import FittedPreprocessor
-from batchtrain.scoring import CustomCode, Scorer, prediction_table
+from batchtrain.scoring import CustomCode, Scorer, largest_difference, prediction_table
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.model import CustomModel
 
-__all__ = ["build_bundle"]
+__all__ = ["TOLERANCE", "build_bundle"]
+
+TOLERANCE = 1e-5
+"""What the last bits of a float32 product may make of an output, relative to 1 or to the value."""
 
 
 def build_bundle(
@@ -36,11 +39,12 @@ def build_bundle(
     """Write the bundle's files and return the manifest's content.
 
     The golden rows are raw rows of the input. The staged bundle scores them from raw, and the
-    result must be bit for bit what evaluation got from the prepared rows: so a transform that
-    differs between training and prediction cannot leave this function.
+    result must be what evaluation got from the prepared rows: so a transform that differs between
+    training and prediction cannot leave this function. For built-in models it is the same bit for
+    bit; the tolerance is for products that a custom model makes by other means than linear layers.
 
     Raises:
-        VerificationError: If it does not.
+        VerificationError: If it is not.
     """
     spec = loaded.spec
     state = prepared.preprocessing_state()
@@ -67,17 +71,20 @@ def build_bundle(
     draft.add_json("metrics.json", report.metrics_document())
     draft.add("report.html", report.page())
     draft.add("MODEL_CARD.md", report.artifact.read("MODEL_CARD.md"))
-    draft.add(
-        "golden_rows.parquet",
-        parquet_bytes(rows.append_column("row_id", pa.array(row_id, type=pa.int64()))),
-    )
+    draft.add("golden_rows.parquet", parquet_bytes(rows))
 
     staged = _staged(trained, draft, content)
     scorer = Scorer.of(staged, weights="model.safetensors", preprocessor=fitted, code=code)
     predicted = prediction_table(fitted.target, row_id, scorer.score(rows).outputs)
-    _compare(predicted, _evaluated(report, row_id), staged.url)
+    difference = largest_difference(predicted, _evaluated(report, row_id))
+    if not difference <= TOLERANCE:
+        raise VerificationError(
+            f"the bundle {staged.url}: expected, for raw rows, the outputs of evaluation; found "
+            f"others, by up to {difference:g}. A custom model must not look at the other rows of "
+            "its batch; with a built-in one this is a fault of batchtrain, please report it"
+        )
     draft.add("golden_predictions.parquet", parquet_bytes(predicted))
-    return content
+    return {**content, "golden_difference": difference}
 
 
 def _staged(trained: TrainedModel, draft: Draft, content: Mapping[str, Any]) -> Artifact:
@@ -103,14 +110,3 @@ def _evaluated(report: EvaluationReport, row_id: Any) -> pa.Table:
     table = pa.concat_tables(tables)
     places = pc.index_in(pa.array(row_id, type=pa.int64()), value_set=table["row_id"])
     return table.take(places)
-
-
-def _compare(found: pa.Table, expected: pa.Table, where: str) -> None:
-    if not found.equals(expected):
-        different = [
-            name for name in expected.column_names if not found[name].equals(expected[name])
-        ]
-        raise VerificationError(
-            f"the bundle {where}: expected, for raw rows, exactly the outputs of evaluation; found "
-            f"others in {different}. This is a fault of batchtrain; please report it with the spec"
-        )

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import pyarrow as pa
-
 from batchtrain.artifacts.bundle import ModelBundle
 from batchtrain.errors import VerificationError
 from batchtrain.preprocessing import FittedPreprocessor
-from batchtrain.scoring import CustomCode, Scorer, prediction_table
+from batchtrain.scoring import CustomCode, Scorer, largest_difference, prediction_table
 
 __all__ = ["TOLERANCE", "Verification", "verify"]
 
@@ -56,7 +53,7 @@ def verify(bundle: ModelBundle, code: CustomCode | None = None) -> Verification:
     )
     rows, row_id, expected = bundle.golden()
     found = prediction_table(fitted.target, row_id, scorer.score(rows).outputs)
-    difference = _largest_difference(found, expected)
+    difference = largest_difference(found, expected)
     if not difference <= TOLERANCE:
         raise VerificationError(
             f"the bundle {bundle.artifact.url}: expected its golden outputs within {TOLERANCE:g}, "
@@ -64,18 +61,3 @@ def verify(bundle: ModelBundle, code: CustomCode | None = None) -> Verification:
             "computes differently; export the model again with these versions"
         )
     return Verification(files=files, rows=len(row_id), largest_difference=difference)
-
-
-def _largest_difference(found: pa.Table, expected: pa.Table) -> float:
-    if found.column_names != expected.column_names or found.num_rows != expected.num_rows:
-        return float("inf")
-    largest = 0.0
-    for name in expected.column_names:
-        if not pa.types.is_floating(expected[name].type):
-            continue
-        here = np.nan_to_num(found[name].to_numpy().astype(np.float64))
-        there = np.nan_to_num(expected[name].to_numpy().astype(np.float64))
-        if len(here):
-            relative = np.abs(here - there) / np.maximum(1.0, np.abs(there))
-            largest = max(largest, float(relative.max()))
-    return largest

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from batchtrain.artifacts import Draft
 from batchtrain.artifacts.parquet_bytes import parquet_bytes
-from batchtrain.artifacts.prepared import ROW_ID, SplitRows
+from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.preparation.resolve import Change
 from batchtrain.preparation.shards import ShardWriter
 from batchtrain.preparation.survey import Survey, column_types
@@ -67,7 +67,8 @@ def build_prepared_data(found: Survey, draft: Draft, progress: Progress) -> Mapp
     written = _write_splits(found, fitted, draft, progress)
     draft.add_json("preprocess.json", fitted.to_json())
     draft.add_json("profile.json", _profile(found, fitted, statistics, written))
-    draft.add("golden.parquet", _golden_rows(found))
+    draft.add("golden.parquet", parquet_bytes(written.golden))
+    draft.add_json("golden_row_ids.json", _golden_row_ids(found).tolist())
     return {
         "task": fitted.target.task,
         "num_classes": len(fitted.target.classes),
@@ -88,9 +89,10 @@ def fit(
     parts: list[dict[str, ColumnStatistics]] = []
     classes: set[str] = set()
     for block in _blocks(found):
-        train = pa.array(block.splits == SPLITS.index("train"))
-        rows = block.table.filter(train)
-        parts.append(block_statistics(rows, found.data.columns, first_row=block.first_row))
+        train = block.splits == SPLITS.index("train")
+        rows = block.table.filter(pa.array(train))
+        row_id = np.flatnonzero(train) + block.first_row
+        parts.append(block_statistics(rows, found.data.columns, row_id=row_id))
         if found.task == "classification":
             classes.update(class_names(rows[found.data.target]).unique().to_pylist())
         progress.working(
@@ -105,13 +107,14 @@ def fit(
     return fit_preprocessor(found.data.columns, statistics, target), statistics
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Written:
     """What the transforming pass produced."""
 
     shards: dict[str, list[str]]
     filled: Counter[str]
     unseen: Counter[str]
+    golden: pa.Table
 
 
 def _write_splits(
@@ -120,22 +123,29 @@ def _write_splits(
     writers = {split: ShardWriter(draft, split, found.rows(split), lanes=LANES) for split in SPLITS}
     filled: Counter[str] = Counter()
     unseen: Counter[str] = Counter()
+    golden_ids = _golden_row_ids(found)
+    golden: list[pa.Table] = []
     for block in _blocks(found):
+        golden.append(_taken(block, golden_ids))
         used = block.splits < len(SPLITS)
         table = block.table.filter(pa.array(used))
-        # Messages count rows of the input; a dropped row would shift them.
         rows = np.flatnonzero(used) + block.first_row
-        features = transform(fitted, table, first_row=block.first_row)
+        features = transform(fitted, table, row_id=rows)
         filled.update(features.filled)
         unseen.update(features.unseen)
-        target = encode_target(fitted.target, table[fitted.target.name], first_row=block.first_row)
+        target = encode_target(fitted.target, table[fitted.target.name], row_id=rows)
         for place, split in enumerate(SPLITS):
             chosen = block.splits[used] == place
             writers[split].add(_split_rows(features, target, rows, chosen))
         progress.working(
             "rows written", block.first_row + len(block.splits), len(found.split_of_row)
         )
-    return _Written({split: writers[split].names for split in SPLITS}, filled, unseen)
+    return _Written(
+        shards={split: writers[split].names for split in SPLITS},
+        filled=filled,
+        unseen=unseen,
+        golden=pa.concat_tables(golden).drop_columns([found.data.target]),
+    )
 
 
 def _split_rows(
@@ -162,22 +172,18 @@ def _blocks(found: Survey) -> Iterator[_Block]:
         first_row += table.num_rows
 
 
-def _golden_rows(found: Survey) -> bytes:
-    """A few raw rows spread over the test split (or valid, or train), with their numbers."""
+def _golden_row_ids(found: Survey) -> npt.NDArray[np.int64]:
+    """A few rows spread over the test split (or valid, or train): int64, ascending."""
     split = next(name for name in ("test", "valid", "train") if found.rows(name))
     candidates = np.flatnonzero(found.split_of_row == SPLITS.index(split))
     count = min(GOLDEN_ROWS, len(candidates))
-    chosen = candidates[np.arange(count) * len(candidates) // count]
-    parts = []
-    for block in _blocks(found):
-        stop = block.first_row + block.table.num_rows
-        rows = chosen[(chosen >= block.first_row) & (chosen < stop)]
-        parts.append(
-            block.table.take(pa.array(rows - block.first_row)).append_column(
-                ROW_ID, pa.array(rows, type=pa.int64())
-            )
-        )
-    return parquet_bytes(pa.concat_tables(parts).drop_columns([found.data.target]))
+    return candidates[np.arange(count) * len(candidates) // count]
+
+
+def _taken(block: _Block, row_id: npt.NDArray[np.int64]) -> pa.Table:
+    """Those of the named rows that this block holds."""
+    places = row_id - block.first_row
+    return block.table.take(pa.array(places[(places >= 0) & (places < block.table.num_rows)]))
 
 
 def _profile(

@@ -86,6 +86,8 @@ def survey(data: DataSpec, source: Source, *, seed: int, where: Callable[[str], 
     task, rule = decided
     if task == "classification":
         target = _class_names(data, target_type, target)
+    elif target_type == "integer":
+        target_type, target = "number", _column(source, data.target, "number")
 
     reasons = {f"target {data.target!r} is missing": missing_rows(target), **dropped}
     kept, changes = _kept_rows(reasons, schema.num_rows)
@@ -115,6 +117,8 @@ def _read_target(
 ) -> tuple[ColumnType, pa.ChunkedArray]:
     """The whole target column in its own type; one column of N values fits in memory."""
     found = schema.columns[data.target]
+    if data.task == "regression" and found == "integer":
+        found = "number"
     if isinstance(found, Unsupported):
         raise SpecError(
             [
@@ -246,9 +250,9 @@ def _require_rows(found: Survey) -> None:
     for split in SPLITS:
         if rule.fractions.of(split) > 0 and found.rows(split) == 0:
             kept = int(np.count_nonzero(found.split_of_row != DROPPED))
+            advice = "" if split == "train" else f", or set `data.split.fractions.{split}: 0`"
             raise DataError(
                 f"the {split} split: expected at least one row for its share of "
                 f"{rule.fractions.of(split):g}, found none among {kept} usable rows of "
-                f"{found.schema.num_rows}. Use more rows, or set "
-                f"`data.split.fractions.{split}: 0`"
+                f"{found.schema.num_rows}. Use more rows, or drop fewer{advice}"
             )

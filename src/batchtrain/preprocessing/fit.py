@@ -67,10 +67,13 @@ def _fit_numeric(name: str, spec: NumericColumn, found: NumericStatistics) -> Fi
 
 def _scale(spec: NumericColumn, found: NumericStatistics) -> tuple[float, float]:
     """Offset and divisor; a constant column is only shifted (as scikit-learn's scalers do)."""
+    if found.minimum == found.maximum and spec.scale != "none":
+        # The deviation of equal values is rarely exactly 0: their mean is rounded.
+        return found.minimum, 1.0
     if spec.scale == "standard":
         return found.mean, found.deviation or 1.0
     if spec.scale == "minmax":
-        return found.minimum, (found.maximum - found.minimum) or 1.0
+        return found.minimum, found.maximum - found.minimum
     if spec.scale == "robust":
         spread = found.quantile(0.75) - found.quantile(0.25)
         return found.quantile(0.5), spread or 1.0

@@ -127,21 +127,21 @@ def numbers(column: pa.ChunkedArray) -> Float64Array:
 
 
 def block_statistics(
-    table: pa.Table, columns: Mapping[str, ColumnSpec], *, first_row: int
+    table: pa.Table, columns: Mapping[str, ColumnSpec], *, row_id: npt.NDArray[np.int64]
 ) -> dict[str, ColumnStatistics]:
     """Statistics of every declared column in one block of training rows.
 
     Args:
         table: Training rows only, in canonical types.
         columns: What each column is.
-        first_row: The global row number of the block's first row, for messages.
+        row_id: int64 `[n]`, the number of each row in the input, for messages.
 
     Raises:
         DataError: If a number is infinite: no mean or scale can be made of it.
     """
     return {
         name: (
-            _numeric(numbers(table[name]), spec, name=name, first_row=first_row)
+            _numeric(numbers(table[name]), spec, name=name, row_id=row_id)
             if isinstance(spec, NumericColumn)
             else _categories(table[name])
         )
@@ -169,13 +169,13 @@ def merge_tree(parts: Sequence[Part], merge: Callable[[Part, Part], Part]) -> Pa
 
 
 def _numeric(
-    values: Float64Array, spec: NumericColumn, *, name: str, first_row: int
+    values: Float64Array, spec: NumericColumn, *, name: str, row_id: npt.NDArray[np.int64]
 ) -> NumericStatistics:
     infinite = np.isinf(values)
     if infinite.any():
         raise DataError(
-            f"column {name!r}: expected finite numbers, found {values[infinite][0]} in the block "
-            f"of rows from {first_row} on ({int(infinite.sum())} such values there). "
+            f"column {name!r}: expected finite numbers, found {values[infinite][0]} in row "
+            f"{row_id[np.argmax(infinite)]} and {int(infinite.sum()) - 1} more rows of its block. "
             f"Clean the column, or list it under data.exclude"
         )
     present = values[~np.isnan(values)]

@@ -13,6 +13,8 @@ from batchtrain.errors import DataError
 from batchtrain.preprocessing.fitted import FittedColumn, FittedPreprocessor, FittedTarget
 from batchtrain.preprocessing.statistics import numbers
 
+RowIds = npt.NDArray[np.int64]
+
 __all__ = ["Features", "class_names", "encode_target", "missing_rows", "transform"]
 
 
@@ -35,13 +37,13 @@ class Features:
     unseen: dict[str, int] = field(default_factory=dict)
 
 
-def transform(fitted: FittedPreprocessor, table: pa.Table, *, first_row: int) -> Features:
+def transform(fitted: FittedPreprocessor, table: pa.Table, *, row_id: RowIds) -> Features:
     """Turn raw rows into the model's inputs; each row depends on that row alone.
 
     Args:
         fitted: What the training rows taught.
         table: The columns of `fitted.input_types`, in canonical types.
-        first_row: The global number of the first row, for messages.
+        row_id: int64 `[n]`, the number of each row in the input, for messages.
 
     Raises:
         DataError: If a number is infinite or too large for float32, or a value is missing whose
@@ -60,7 +62,7 @@ def transform(fitted: FittedPreprocessor, table: pa.Table, *, first_row: int) ->
         if column.missing == "drop":
             usable &= ~missing
         elif missing.any():
-            _refuse_missing(column, missing, first_row)
+            _refuse_missing(column, missing, row_id)
             filled[column.name] = int(missing.sum())
         if column.kind == "categorical":
             codes[:, next_code] = _encode(column, values)
@@ -69,7 +71,7 @@ def transform(fitted: FittedPreprocessor, table: pa.Table, *, first_row: int) ->
                 unseen[column.name] = strange
             next_code += 1
         else:
-            numeric[:, next_numeric] = _scaled(column, values, missing, first_row)
+            numeric[:, next_numeric] = _scaled(column, values, missing, row_id)
             next_numeric += 1
         if column.indicator:
             numeric[:, next_numeric] = missing
@@ -78,7 +80,7 @@ def transform(fitted: FittedPreprocessor, table: pa.Table, *, first_row: int) ->
 
 
 def encode_target(
-    target: FittedTarget, column: pa.ChunkedArray, *, first_row: int
+    target: FittedTarget, column: pa.ChunkedArray, *, row_id: RowIds
 ) -> npt.NDArray[np.int64] | npt.NDArray[np.float64]:
     """The target of a block: class codes int64 `[n]`, or values float64 `[n]`.
 
@@ -91,7 +93,7 @@ def encode_target(
         if bad.any():
             raise DataError(
                 f"target {target.name!r}: expected finite numbers, found "
-                f"{values[bad][0]} in row {first_row + int(np.argmax(bad))}. Clean that row"
+                f"{values[bad][0]} in row {row_id[np.argmax(bad)]}. Clean that row"
             )
         return values
     codes = _positions(class_names(column), target.classes)
@@ -101,7 +103,7 @@ def encode_target(
         raise DataError(
             f"target {target.name!r}: expected one of the classes of the training rows "
             f"{list(target.classes)[:10]}, found {column[row].as_py()!r} in row "
-            f"{first_row + row}. Use `data.split: {{kind: stratified}}`, which puts every class "
+            f"{row_id[row]}. Use `data.split: {{kind: stratified}}`, which puts every class "
             "with at least 3 rows into every split, or remove that class"
         )
     return codes
@@ -117,17 +119,17 @@ def missing_rows(column: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
     return np.asarray(pc.is_null(column, nan_is_null=True), dtype=np.bool_)
 
 
-def _refuse_missing(column: FittedColumn, missing: npt.NDArray[np.bool_], first_row: int) -> None:
+def _refuse_missing(column: FittedColumn, missing: npt.NDArray[np.bool_], row_id: RowIds) -> None:
     if column.missing == "error":
         raise DataError(
             f"column {column.name!r}: expected a value in every row (its policy is "
-            f"`missing: error`), found none in row {first_row + int(np.argmax(missing))} "
+            f"`missing: error`), found none in row {row_id[np.argmax(missing)]} "
             f"and {int(missing.sum()) - 1} more rows. Fill it, or choose another policy"
         )
 
 
 def _scaled(
-    column: FittedColumn, values: pa.ChunkedArray, missing: npt.NDArray[np.bool_], first_row: int
+    column: FittedColumn, values: pa.ChunkedArray, missing: npt.NDArray[np.bool_], row_id: RowIds
 ) -> npt.NDArray[np.float32]:
     raw = numbers(values)
     if missing.any():
@@ -140,7 +142,7 @@ def _scaled(
         row = int(np.argmax(bad))
         raise DataError(
             f"column {column.name!r}: expected finite numbers within float32, found {raw[row]} "
-            f"in row {first_row + row} and {int(bad.sum()) - 1} more rows. Clean the column"
+            f"in row {row_id[row]} and {int(bad.sum()) - 1} more rows. Clean the column"
         )
     return scaled
 

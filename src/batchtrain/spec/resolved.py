@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from batchtrain.spec.run import RunSpec
+from batchtrain.spec.scalars import scalar_of
 
 __all__ = ["resolved_document", "spec_yaml"]
 
@@ -64,9 +65,20 @@ def _section(key: str, value: Any) -> str:
 class _PlainDumper(yaml.SafeDumper):
     """Writes no anchors, which our reader refuses."""
 
+    def represent_text(self, data: str) -> yaml.ScalarNode:
+        """Quote a text that the spec reader would take for a number, a flag or nothing."""
+        try:
+            is_plain = scalar_of(data) == data
+        except ValueError:
+            is_plain = False
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if is_plain else "'")
+
     def ignore_aliases(self, data: Any) -> bool:
         """Never point back to a value that was written before."""
         return True
+
+
+_PlainDumper.add_representer(str, _PlainDumper.represent_text)
 
 
 def _without_nulls(value: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 
 from batchtrain.errors import ArtifactError, TrainingError
 from batchtrain.spec.run import ResourcesSpec
+from batchtrain.training.worker import GATHER_ROWS
 from batchtrain.version import __version__
 
 __all__ = ["MachineChoices", "choose_machine", "machine_in_force"]
@@ -26,6 +27,7 @@ class MachineChoices:
         device: `cpu` or `cuda`.
         threads: Intra-op threads; their number is part of the rounding.
         fused: Whether the optimizer takes torch's one-kernel step.
+        gather_rows: Rows gathered in one go.
         capability: The CPU's vector unit, or the GPU's name.
         torch: The version of torch.
         python: The version of Python.
@@ -35,6 +37,7 @@ class MachineChoices:
     device: str
     threads: int
     fused: bool
+    gather_rows: int
     capability: str
     torch: str
     python: str
@@ -73,6 +76,7 @@ def choose_machine(resources: ResourcesSpec) -> MachineChoices:
         device=device,
         threads=resources.cpus_per_worker,
         fused=True,
+        gather_rows=GATHER_ROWS,
         capability=torch.cuda.get_device_name() if device == "cuda" else _cpu_capability(),
         torch=torch.__version__,
         python=platform.python_version(),
@@ -82,7 +86,10 @@ def choose_machine(resources: ResourcesSpec) -> MachineChoices:
 
 @contextmanager
 def machine_in_force(choices: MachineChoices) -> Iterator[torch.device]:
-    """Set torch's threads and determinism for a block of code, and put them back after it."""
+    """Set torch's threads and determinism for a block of code, and put them back after it.
+
+    So are the states of torch's random generators: a caller's own draws go on as if nothing ran.
+    """
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     if choices.device == "cuda":
@@ -93,7 +100,8 @@ def machine_in_force(choices: MachineChoices) -> Iterator[torch.device]:
         # On one CPU thread nothing can differ, and the call imports a second of compilers.
         torch.use_deterministic_algorithms(True)
     try:
-        yield torch.device(choices.device)
+        with torch.random.fork_rng(enabled=True):
+            yield torch.device(choices.device)
     finally:
         torch.set_num_threads(threads)
         if torch.are_deterministic_algorithms_enabled() != deterministic:

@@ -76,7 +76,8 @@ def train_model(
         if log is not None:
             stack.callback(log.close)
         watcher = _Watcher(progress, log, spec.tracking.monitor, plan.epochs)
-        worker = LocalWorker(plan, rows, device, stack.enter_context(stop_on_signals()))
+        request = stack.enter_context(stop_on_signals())
+        worker = LocalWorker(plan, rows, device, request, gather_rows=machine.gather_rows)
         if not train_until_done(state, worker, plan, loss, watcher, measured):
             raise _interrupted(state, save_checkpoint(state, layout))
     return _write(state, spec, inputs, plan, machine, draft, loss.name), checkpoint is not None

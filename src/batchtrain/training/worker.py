@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -15,13 +16,14 @@ from torch import Tensor, nn
 
 from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.models.inputs import Batch
-from batchtrain.row_order import counter_generator, epoch_order
+from batchtrain.row_order import counter_generator, epoch_order, num_batches
 from batchtrain.training.plan import TrainingPlan
 
-__all__ = ["LocalWorker", "ResidentSplit", "Worker"]
+__all__ = ["GATHER_ROWS", "LocalWorker", "ResidentSplit", "Worker"]
 
 GATHER_ROWS = 16_384
-"""Rows gathered in one go: enough to spread the cost of the call, few enough for the cache."""
+"""Rows gathered in one go: enough to spread the cost of the call, few enough for the cache. Where a
+batch lies in its block shows in the last bits, so a run keeps the number that it began with."""
 
 
 class Worker(Protocol):
@@ -114,9 +116,21 @@ class LocalWorker:
         splits: Mapping[str, SplitRows],
         device: torch.device,
         stop_requested: Callable[[], bool] = lambda: False,
+        *,
+        gather_rows: int = GATHER_ROWS,
     ) -> None:
+        """Move the splits to the device.
+
+        Args:
+            plan: The numbers of the run.
+            splits: The training split, and those that are measured.
+            device: Where the model trains.
+            stop_requested: Asked after every step.
+            gather_rows: Rows gathered in one go; it is part of the numerical result.
+        """
         self.device = device
         self._plan = plan
+        self._gather_rows = gather_rows
         self._splits = {name: ResidentSplit.of(rows, device) for name, rows in splits.items()}
         self._stop_requested = stop_requested
         self._dropout_seed = int(counter_generator(plan.seed, "dropout").random_raw(1)[0] >> 33)
@@ -135,9 +149,14 @@ class LocalWorker:
         plan = self._plan
         order = epoch_order(plan.num_rows, lanes=plan.lanes, seed=plan.seed, epoch=epoch)
         rows = torch.from_numpy(order).to(self.device)
-        stride = max(1, GATHER_ROWS // plan.batch_rows) * plan.batch_rows
-        for start in range(first_step * plan.batch_rows, plan.num_rows, stride):
-            yield from self._splits["train"].gathered(rows[start : start + stride], plan.batch_rows)
+        per_block = max(1, self._gather_rows // plan.batch_rows)
+        stride = per_block * plan.batch_rows
+        for block in range(first_step // per_block, num_batches(plan.num_rows, stride)):
+            some = rows[block * stride : (block + 1) * stride]
+            batches = self._splits["train"].gathered(some, plan.batch_rows)
+            # The last bits of a product depend on where its rows lie in memory. So a resume
+            # gathers the same block as the first pass did, and skips what was done.
+            yield from islice(batches, max(0, first_step - block * per_block), None)
 
     def seed_step(self, step: int) -> None:
         """See `Worker.seed_step`.
@@ -152,4 +171,4 @@ class LocalWorker:
 
     def split_batches(self, split: str) -> Iterator[Batch]:
         """See `Worker.split_batches`."""
-        return self._splits[split].in_order(GATHER_ROWS)
+        return self._splits[split].in_order(self._gather_rows)
