@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,7 +179,7 @@ def test_one_row_is_predicted_or_refused_with_a_sentence(
 def test_verify_finds_a_changed_byte(finished: dict[str, str], tmp_path: Path) -> None:
     assert "agree exactly" in invoke("verify", finished["bundle"]).output
     copy = tmp_path / "bundle"
-    subprocess.run(["cp", "-r", finished["bundle"], str(copy)], check=True)
+    shutil.copytree(finished["bundle"], copy)
     weights = next(copy.rglob("model.safetensors"))
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1

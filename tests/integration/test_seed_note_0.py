@@ -302,8 +302,10 @@ def test_seed_0_19_training_and_evaluation_modes(networks: Path) -> None:
 def test_seed_0_20_epoch_line(storage: Path) -> None:
     result = CliRunner().invoke(
         app,
-        ["train", str(SPECS / "drug200.yaml"), "--set", f"storage={storage}"]
-        + ["--set", "training.epochs=4", "--set", "tracking.log_every_epochs=1"],
+        [
+            *("train", str(SPECS / "drug200.yaml"), "--set", f"storage={storage}"),
+            *("--set", "training.epochs=4", "--set", "tracking.log_every_epochs=1"),
+        ],
     )
 
     assert result.exit_code == 0, result.output

@@ -115,7 +115,7 @@ def test_seed_1_7_mae_loss(line: FinishedRun) -> None:
 def test_seed_1_8_sgd_steps(example: Example) -> None:
     run = example("line", "training.epochs=100", last="train")
 
-    expected = bare_loop(run, lambda params: SGD(params, lr=0.01), mean_absolute_error)
+    expected = bare_loop(run, lambda params: SGD(params, lr=0.01, fused=True), mean_absolute_error)
 
     for name, value in run.weights("last").items():
         assert value.item() == pytest.approx(expected[name].item(), abs=1e-6)

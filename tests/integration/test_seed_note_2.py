@@ -45,7 +45,7 @@ def test_seed_2_2_batches_and_shuffle_per_epoch(example: Example) -> None:
     assert run.trained.content["steps"] == 2 * 13
     expected = bare_loop(
         example("digits", *SHORT, last="train"),
-        lambda params: Adam(params, lr=1e-3),
+        lambda params: Adam(params, lr=1e-3, fused=True),
         nn.functional.cross_entropy,
     )
     # The bare loop visits the rows in another order each epoch; only so the weights agree.
@@ -102,10 +102,13 @@ def squared_error(outputs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 OptimizerOf = Callable[[Iterator[nn.Parameter]], Optimizer]
 OPTIMIZERS: list[tuple[str, OptimizerOf]] = [
-    ('{"kind": "sgd", "lr": 0.05}', partial(SGD, lr=0.05)),
-    ('{"kind": "sgd", "lr": 0.05, "momentum": 0.9}', partial(SGD, lr=0.05, momentum=0.9)),
-    ('{"kind": "adam", "lr": 0.01}', partial(Adam, lr=0.01)),
-    ('{"kind": "adamw", "lr": 0.01}', partial(AdamW, lr=0.01, weight_decay=0.01)),
+    ('{"kind": "sgd", "lr": 0.05}', partial(SGD, lr=0.05, fused=True)),
+    (
+        '{"kind": "sgd", "lr": 0.05, "momentum": 0.9}',
+        partial(SGD, lr=0.05, momentum=0.9, fused=True),
+    ),
+    ('{"kind": "adam", "lr": 0.01}', partial(Adam, lr=0.01, fused=True)),
+    ('{"kind": "adamw", "lr": 0.01}', partial(AdamW, lr=0.01, weight_decay=0.01, fused=True)),
 ]
 
 
@@ -139,7 +142,7 @@ def test_seed_2_9_weight_decay(example: Example) -> None:
     plain = example("wine", *SHORT, section(0), last="train")
     expected = bare_loop(
         decayed,
-        lambda params: SGD(params, lr=0.05, weight_decay=0.1),
+        lambda params: SGD(params, lr=0.05, weight_decay=0.1, fused=True),
         nn.functional.cross_entropy,
     )
 
@@ -156,7 +159,7 @@ def test_seed_2_10_training_loop(example: Example) -> None:
 
     expected = bare_loop(
         run,
-        lambda params: AdamW(params, lr=1e-3, weight_decay=0.01),
+        lambda params: AdamW(params, lr=1e-3, weight_decay=0.01, fused=True),
         nn.functional.cross_entropy,
     )
 

@@ -66,7 +66,7 @@ def test_seed_3_3_batches_of_32(popularity: FinishedRun) -> None:
 
 def test_seed_3_4_sgd_and_cross_entropy(popularity: FinishedRun) -> None:
     expected = bare_loop(
-        popularity, lambda params: SGD(params, lr=0.01), nn.functional.cross_entropy
+        popularity, lambda params: SGD(params, lr=0.01, fused=True), nn.functional.cross_entropy
     )
 
     for name, value in popularity.weights("last").items():

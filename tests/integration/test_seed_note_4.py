@@ -93,7 +93,7 @@ def test_seed_4_5_linear_and_sequential(example: Example, linear: FinishedRun) -
 
 
 def test_seed_4_6_sgd(linear: FinishedRun) -> None:
-    expected = bare_loop(linear, lambda params: SGD(params, lr=0.1), squared_error)
+    expected = bare_loop(linear, lambda params: SGD(params, lr=0.1, fused=True), squared_error)
 
     for name, value in linear.weights("last").items():
         assert value.item() == pytest.approx(expected[name].item(), abs=1e-5)

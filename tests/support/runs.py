@@ -126,6 +126,11 @@ class FinishedRun:
     def row_ids(self, split: str) -> npt.NDArray[np.int64]:
         return self.prepared.load(split).row_id
 
+    def class_names(self, split: str) -> list[str]:
+        """The true class of each row of a split, by name."""
+        names = self.prepared.preprocessing_state()["target"]["classes"]
+        return [names[code] for code in self.prepared.load(split).target]
+
     def predictions(self, split: str) -> pa.Table:
         """What evaluation predicted for each row of a split."""
         name = f"predictions/{split}.parquet"

@@ -7,7 +7,6 @@ from batchtrain.artifacts.artifact import (
     Draft,
     find_artifact,
     open_artifact,
-    remove_artifact,
     reuse_or_build,
 )
 from batchtrain.artifacts.layout import RunLayout, prepared_key
@@ -21,6 +20,5 @@ __all__ = [
     "find_artifact",
     "open_artifact",
     "prepared_key",
-    "remove_artifact",
     "reuse_or_build",
 ]

@@ -27,7 +27,6 @@ __all__ = [
     "Draft",
     "find_artifact",
     "open_artifact",
-    "remove_artifact",
     "reuse_or_build",
 ]
 
@@ -117,8 +116,9 @@ class Draft:
     def add(self, name: str, data: bytes) -> None:
         """Write one file."""
         entry = FileEntry.of(f"files/{self._attempt}/{name}", data)
-        self._storage.write(f"{self.key}/{entry.path}", data)
+        # Listed first: what an interrupted write may have left is then discarded with the rest.
         self.files[name] = entry
+        self._storage.write(f"{self.key}/{entry.path}", data)
 
     def add_json(self, name: str, value: Any) -> None:
         """Write one JSON file in the canonical spelling."""
@@ -220,13 +220,6 @@ def reuse_or_build(
         draft.discard()
     artifact = _checked(open_artifact(storage, key, kind), fingerprint)
     return artifact, "built" if won else "reused"
-
-
-def remove_artifact(artifact: Artifact) -> None:
-    """Delete an artifact, its manifest first, so that no reader ever sees a part of it."""
-    artifact.storage.delete(f"{artifact.key}/{MANIFEST}")
-    for entry in artifact.manifest.files.values():
-        artifact.storage.delete(f"{artifact.key}/{entry.path}")
 
 
 def _is_published(storage: Storage, key: str, manifest: bytes) -> bool:

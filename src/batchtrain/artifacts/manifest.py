@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from batchtrain.errors import ArtifactDamagedError, ArtifactError
@@ -76,20 +76,16 @@ class Manifest:
         )
 
     def to_bytes(self) -> bytes:
-        """The bytes of `manifest.json`."""
-        return canonical_json(
-            {
-                "kind": self.kind,
-                "format": self.format,
-                "fingerprint": self.fingerprint,
-                "inputs": self.inputs,
-                "content": self.content,
-                "files": {
-                    name: {"path": entry.path, "size": entry.size, "sha256": entry.sha256}
-                    for name, entry in self.files.items()
-                },
-            }
-        )
+        """The bytes of `manifest.json`, with a hash of all the rest of it."""
+        document = {
+            "kind": self.kind,
+            "format": self.format,
+            "fingerprint": self.fingerprint,
+            "inputs": self.inputs,
+            "content": self.content,
+            "files": {name: asdict(entry) for name, entry in self.files.items()},
+        }
+        return canonical_json({**document, "sha256": _seal(document)})
 
     @classmethod
     def from_bytes(cls, data: bytes, *, kind: str, format: int, where: str) -> Manifest:
@@ -101,6 +97,8 @@ class Manifest:
         """
         try:
             document = json.loads(data)
+            if document.pop("sha256") != _seal(document):
+                raise ValueError("its own hash is another")
             manifest = cls(
                 kind=str(document["kind"]),
                 format=int(document["format"]),
@@ -132,3 +130,7 @@ class Manifest:
                 "Use the batchtrain version that wrote it, or make it anew"
             )
         return manifest
+
+
+def _seal(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(document)).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -112,13 +113,13 @@ def _name(data: str) -> str:
 
 
 def _relative(data: str, spec: Path) -> str:
-    """The source as seen from the spec's folder."""
-    if data.startswith("sample:") or Path(data).is_absolute():
+    """The source as seen from the spec's folder; an absolute one elsewhere stays absolute."""
+    if data.startswith("sample:"):
         return data
-    here, folder = Path.cwd(), spec.absolute().parent
-    if folder == here:
-        return data
-    return str(here / data)
+    where, folder = Path.cwd() / data, spec.absolute().parent
+    if where.is_relative_to(folder):
+        return str(where.relative_to(folder))
+    return data if Path(data).is_absolute() else os.path.relpath(where, folder)
 
 
 def _refuse_existing(path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from batchtrain.errors import DataError, UnsafeInputError
+from batchtrain.errors import DataError, StorageError, UnsafeInputError
 from batchtrain.prediction.loaded import LoadedBundle, PredictionCounts
 from batchtrain.progress import Progress
 from batchtrain.tables import (
@@ -105,14 +105,21 @@ def _new_file(out: Path) -> Iterator[Path]:
     temporary = out.with_name(f".{out.stem}-{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
-        try:
-            os.link(temporary, out)
-        except FileExistsError as error:
-            raise DataError(
-                f"--out: {str(out)!r} appeared while the rows were predicted. Choose another name"
-            ) from error
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.link(temporary, out)
+    except FileExistsError as error:
+        raise DataError(
+            f"--out: {str(out)!r} appeared while the rows were predicted. Choose another name"
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"--out: expected to write {str(out)!r}, found {error.strerror or error}. "
+            "Choose a folder that may be written to and has space"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -182,11 +182,19 @@ def _numeric(
     if not len(present):
         kept = np.empty(0) if _keeps_values(spec) else None
         return NumericStatistics(0, 0.0, 0.0, math.inf, -math.inf, kept)
-    mean = float(present.mean())
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean = float(present.mean())
+        m2 = float(np.square(present - mean).sum())
+    if not math.isfinite(m2):
+        largest = float(np.abs(present).max())
+        raise DataError(
+            f"column {name!r}: expected numbers whose squares fit a float64, found {largest:g}. "
+            "Divide the column by a constant, or list it under data.exclude"
+        )
     return NumericStatistics(
         count=len(present),
         mean=mean,
-        m2=float(np.square(present - mean).sum()),
+        m2=m2,
         minimum=float(present.min()),
         maximum=float(present.max()),
         values=np.sort(present, kind="stable") if _keeps_values(spec) else None,

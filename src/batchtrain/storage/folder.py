@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from batchtrain.errors import StorageError
 
@@ -54,7 +55,8 @@ class FolderStorage:
             try:
                 os.link(temporary, path)
             except FileExistsError:
-                return False
+                # Over NFS the reply to a link that was made can be lost and the link tried again.
+                return path.samefile(temporary)
             _sync_folder(path.parent)
             return True
 
@@ -95,16 +97,27 @@ _TEMPORARY = ".writing-"
 @contextmanager
 def _finished_beside(path: Path, data: bytes) -> Iterator[Path]:
     """A temporary file in the folder of `path` that holds `data` on disk already."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f"{_TEMPORARY}{uuid.uuid4().hex}"
     try:
-        with temporary.open("xb") as file:
+        with _opened_new(temporary) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _opened_new(path: Path) -> BinaryIO:
+    """Make a file, and its folder anew should another process delete it in between as empty."""
+    for _ in range(100):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return path.open("xb")
+    raise StorageError(
+        f"expected the folder {path.parent} to stay, found it deleted again and again. "
+        "Let no one clean this storage while a run writes to it"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

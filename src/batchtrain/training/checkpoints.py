@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from batchtrain.artifacts import Artifact, Draft, RunLayout, open_artifact, remove_artifact
+from batchtrain.artifacts import Artifact, Draft, RunLayout, open_artifact
 from batchtrain.artifacts.artifact import MANIFEST, reuse_or_build
 from batchtrain.artifacts.trained import CHECKPOINT
+from batchtrain.errors import ArtifactDamagedError, ArtifactError
+from batchtrain.progress import Progress
 from batchtrain.training.state import TrainState
 
 __all__ = ["newest_checkpoint", "remove_checkpoints", "restore", "save_checkpoint"]
@@ -29,10 +31,28 @@ def save_checkpoint(state: TrainState, layout: RunLayout) -> Artifact:
     return artifact
 
 
-def newest_checkpoint(layout: RunLayout) -> Artifact | None:
-    """The published checkpoint with the most steps, or None where there is none."""
-    found = _published(layout)
-    return open_artifact(layout.storage, found[-1], CHECKPOINT) if found else None
+def newest_checkpoint(layout: RunLayout, progress: Progress) -> Artifact | None:
+    """The checkpoint with the most steps that verifies, or None where none was ever published.
+
+    Raises:
+        ArtifactDamagedError: If there are checkpoints and all are damaged: beginning anew in
+            silence would throw away work that somebody may want to save.
+    """
+    published = _published(layout)
+    for key in reversed(published):
+        try:
+            found = open_artifact(layout.storage, key, CHECKPOINT)
+            found.verify()
+        except ArtifactError as error:
+            progress.note(f"a damaged checkpoint is passed over: {error}")
+        else:
+            return found
+    if published:
+        raise ArtifactDamagedError(
+            f"expected a whole checkpoint in {layout.storage.url(layout.checkpoints)}, found "
+            f"{len(published)} damaged ones. Restore one, or delete that folder to begin anew"
+        )
+    return None
 
 
 def restore(state: TrainState, checkpoint: Artifact) -> None:
@@ -47,9 +67,13 @@ def restore(state: TrainState, checkpoint: Artifact) -> None:
 
 
 def remove_checkpoints(layout: RunLayout) -> None:
-    """Delete all checkpoints of a run whose model is published."""
-    for key in _published(layout):
-        remove_artifact(open_artifact(layout.storage, key, CHECKPOINT))
+    """Delete all checkpoints of a run whose model is published.
+
+    The manifests go first, so that no reader ever takes a part for a whole.
+    """
+    keys = layout.storage.list(layout.checkpoints)
+    for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
+        layout.storage.delete(key)
 
 
 def _published(layout: RunLayout) -> list[str]:

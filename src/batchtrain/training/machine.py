@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -47,12 +48,19 @@ class MachineChoices:
         """The choices as JSON."""
         return asdict(self)
 
+    def differences(self, other: MachineChoices) -> dict[str, tuple[Any, Any]]:
+        """What differs between two machines: name to both values."""
+        mine, theirs = asdict(self), asdict(other)
+        return {
+            name: (value, theirs[name]) for name, value in mine.items() if value != theirs[name]
+        }
+
     @classmethod
-    def from_json(cls, document: Mapping[str, Any], *, where: str) -> MachineChoices:
-        """Read what `to_json` wrote; raises `ArtifactError` if it is something else."""
+    def from_bytes(cls, data: bytes, *, where: str) -> MachineChoices:
+        """Read `run.json`; raises `ArtifactError` if it is something else."""
         try:
-            return cls(**document)
-        except TypeError as error:
+            return cls(**json.loads(data))
+        except (TypeError, ValueError) as error:
             raise ArtifactError(
                 f"expected the record of a run in {where}, found something else ({error}). "
                 "Delete the run's folder to start it anew"

@@ -52,10 +52,12 @@ def train(
     artifact, status = reuse_or_build(
         layout.storage, layout.model, TRAINED_MODEL, inputs=_inputs(loaded, prepared), build=build
     )
-    if resumed:
+    # Also where an earlier call published the model and was killed before it came to this.
+    if layout.storage.list(layout.checkpoints):
         from batchtrain.training.checkpoints import remove_checkpoints
 
         remove_checkpoints(layout)
+    if resumed:
         status = "resumed"
     return TrainedModel(artifact), status
 

@@ -58,7 +58,7 @@ def train_model(
         DivergedError: If the loss is no longer a finite number.
     """
     spec = loaded.spec
-    checkpoint = newest_checkpoint(layout)
+    checkpoint = newest_checkpoint(layout, progress)
     machine = _machine(spec, layout, progress, resumes=checkpoint is not None)
     plan = make_plan(
         spec.training, num_rows=prepared.num_rows("train"), seed=spec.seed, lanes=prepared.lanes
@@ -111,10 +111,12 @@ def _machine(
     choices = choose_machine(spec.resources)
     if resumes:
         where = layout.storage.url(layout.run_record)
-        document = json.loads(layout.storage.read(layout.run_record))
-        recorded = MachineChoices.from_json(document, where=where)
-        if recorded != choices:
-            progress.note(f"resumed with the choices of the first start, {where}: {document}")
+        recorded = MachineChoices.from_bytes(layout.storage.read(layout.run_record), where=where)
+        for name, (then, now) in recorded.differences(choices).items():
+            progress.note(
+                f"resumed where {name} is {now!r}; the run began with {then!r} ({where}). What can "
+                "be chosen is kept as it was; the last bits may differ from a run without a break"
+            )
         return recorded
     layout.storage.write(layout.run_record, canonical_json(choices.to_json()))
     return choices
