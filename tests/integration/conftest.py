@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from batchtrain.pipeline import StageName
+from batchtrain.tables import SAMPLES
 from tests.support.runs import SPECS, FinishedRun, finish
 
 Example = Callable[..., FinishedRun]
@@ -30,6 +32,18 @@ def example(storage: Path) -> Example:
         return finish(SPECS / f"{name}.yaml", f"storage={storage}", *overrides, last=last)
 
     return run
+
+
+@pytest.fixture
+def drug200(example: Example) -> FinishedRun:
+    """The example that most tests look at."""
+    return example("drug200")
+
+
+@pytest.fixture(scope="session")
+def patients() -> pd.DataFrame:
+    """The raw rows of drug200."""
+    return SAMPLES["drug200"]().to_pandas()
 
 
 @pytest.fixture

@@ -96,9 +96,7 @@ class Manifest:
             ArtifactError: If it is of another kind or another format version.
         """
         try:
-            document = json.loads(data)
-            if document.pop("sha256") != _seal(document):
-                raise ValueError("its own hash is another")
+            document = _unsealed(json.loads(data))
             manifest = cls(
                 kind=str(document["kind"]),
                 format=int(document["format"]),
@@ -130,6 +128,14 @@ class Manifest:
                 "Use the batchtrain version that wrote it, or make it anew"
             )
         return manifest
+
+
+def _unsealed(sealed: dict[str, Any]) -> dict[str, Any]:
+    """The document without its hash; raises `ValueError` if the hash is another's."""
+    document = dict(sealed)
+    if document.pop("sha256") != _seal(document):
+        raise ValueError("its own hash is another")
+    return document
 
 
 def _seal(document: Mapping[str, Any]) -> str:
