@@ -9,17 +9,47 @@ from __future__ import annotations
 import gc
 import json
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Comparison", "Contender", "Spread", "compare", "run_in_turns", "show", "write_json"]
+__all__ = [
+    "Clock",
+    "Comparison",
+    "Contender",
+    "Spread",
+    "Taken",
+    "compare",
+    "run_in_turns",
+    "show",
+    "timed",
+    "write_json",
+]
 
-Contender = Callable[[], float]
-"""Runs once and returns the seconds that count."""
+Clock = Literal["wall_s", "cpu_s"]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one run took.
+
+    Attributes:
+        wall_s: Seconds on the clock: what a person waits.
+        cpu_s: Seconds of all threads on a processor: they leave out the waiting for a processor
+            that somebody else has, but not that a cache is shared.
+    """
+
+    wall_s: float
+    cpu_s: float
+
+
+Contender = Callable[[], Taken]
+"""Runs once and says what the part that counts took."""
 
 
 @dataclass(frozen=True)
@@ -54,28 +84,37 @@ class Spread:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How one contender did against another.
+    """How one contender did against another, round by round.
 
     Attributes:
         ours: The contender that is judged.
         theirs: What it is judged against.
-        ratio: Per round what the caller asked `compare` for, in brief.
-        rounds: How many rounds.
+        wall: The ratios on the clock.
+        cpu: The ratios of processor time.
+        rounds: How many ratios each has.
     """
 
     ours: str
     theirs: str
-    ratio: Spread
+    wall: Spread
+    cpu: Spread
     rounds: int
+
+
+def timed(run: Callable[[], object]) -> Taken:
+    """Run something in this process and say what it took."""
+    cpu, wall = time.process_time(), time.perf_counter()
+    run()
+    return Taken(wall_s=time.perf_counter() - wall, cpu_s=time.process_time() - cpu)
 
 
 def run_in_turns(
     contenders: Mapping[str, Contender], *, rounds: int, warm_up: int = 1
-) -> dict[str, list[float]]:
+) -> dict[str, list[Taken]]:
     """Run all contenders once a round.
 
-    Every second round goes the other way (A B, B A, A B, ...), so that no contender always has
-    the place behind the same neighbour or the later, perhaps slower, half of a round.
+    Every second round goes the other way (A B, B A, A B, ...), so that no contender always runs
+    behind the same neighbour or in the later, perhaps slower, half of a round.
 
     Args:
         contenders: By name.
@@ -83,60 +122,71 @@ def run_in_turns(
         warm_up: How many rounds before them do not.
 
     Returns:
-        Per contender the seconds of each counted round, in the order of the rounds.
+        Per contender what each counted round took, in the order of the rounds.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    taken: dict[str, list[Taken]] = {name: [] for name in contenders}
     for turn in range(-warm_up, rounds):
-        names = list(contenders) if turn % 2 == 0 else list(reversed(contenders))
-        for name in names:
+        for name in list(contenders) if turn % 2 == 0 else list(reversed(contenders)):
             gc.collect()
-            taken = contenders[name]()
+            found = contenders[name]()
             if turn >= 0:
-                seconds[name].append(taken)
-    return seconds
+                taken[name].append(found)
+    return taken
 
 
 def compare(
-    seconds: Mapping[str, Sequence[float]], *, ours: str, theirs: str, speed: bool
+    taken: Mapping[str, Sequence[Taken]], *, ours: str, theirs: str, as_speed: bool
 ) -> Comparison:
     """Compare two contenders, round by round.
 
     Args:
-        seconds: What `run_in_turns` gave.
+        taken: What `run_in_turns` gave.
         ours: The contender that is judged.
         theirs: What it is judged against.
-        speed: True for how many times as fast as theirs (above 1 is faster); False for how many
-            times as long (below 1 is faster).
+        as_speed: True for how many times as fast as theirs (above 1 is better); False for how
+            many times as long (below 1 is better).
 
     Raises:
         ValueError: If the two did not run the same number of rounds, or none.
     """
-    pairs = list(zip(seconds[ours], seconds[theirs], strict=True))
-    ratios = [theirs_s / ours_s if speed else ours_s / theirs_s for ours_s, theirs_s in pairs]
-    return Comparison(ours, theirs, Spread.of(ratios), len(ratios))
+    upper, lower = (theirs, ours) if as_speed else (ours, theirs)
+
+    def ratios(clock: Clock) -> Spread:
+        pairs = zip(taken[upper], taken[lower], strict=True)
+        return Spread.of([getattr(one, clock) / getattr(other, clock) for one, other in pairs])
+
+    return Comparison(ours, theirs, ratios("wall_s"), ratios("cpu_s"), len(taken[ours]))
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table; the first column holds names, the others numbers."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", title_style="bold")
     for number, column in enumerate(columns):
         table.add_column(column, justify="right" if number else "left")
     for row in rows:
         table.add_row(*row)
-    # In a log there is no width to respect: a table that is cut in two cannot be compared.
     console = Console()
-    Console(width=None if console.is_terminal else 140).print(table)
+    # A log has no width that must be kept, and a table that was cut cannot be compared.
+    Console(width=None if console.is_terminal else 120).print(table)
 
 
 def write_json(
-    path: Path, seconds: Mapping[str, Mapping[str, Sequence[float]]], found: Sequence[Comparison]
+    path: Path,
+    taken: Mapping[str, Mapping[str, Sequence[Taken]]],
+    found: Mapping[str, Sequence[Comparison]],
 ) -> None:
     """Write every single measurement beside the ratios, for whoever wants to look closer.
 
     Args:
         path: Where; an older file is replaced.
-        seconds: By case and contender, each round.
-        found: The ratios.
+        taken: By case and contender, each round.
+        found: By case, the ratios.
     """
-    document = {"seconds": seconds, "comparisons": [asdict(each) for each in found]}
+    document: dict[str, Any] = {
+        case: {
+            "taken": {name: [asdict(each) for each in runs] for name, runs in contenders.items()},
+            "ratios": [asdict(each) for each in found[case]],
+        }
+        for case, contenders in taken.items()
+    }
     path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")

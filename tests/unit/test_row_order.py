@@ -127,7 +127,9 @@ def test_the_raw_words_are_those_of_philox() -> None:
     assert counter_generator(42, 0, "lane", 0).random_raw(3).tolist() == GOLDEN_WORDS
 
 
-@pytest.mark.parametrize(("lanes", "seed", "epoch"), [(1, 42, 0), (1, 42, 1), (4, 42, 0), (4, 7, 3)])
+@pytest.mark.parametrize(
+    ("lanes", "seed", "epoch"), [(1, 42, 0), (1, 42, 1), (4, 42, 0), (4, 7, 3)]
+)
 def test_the_order_is_the_golden_one(lanes: int, seed: int, epoch: int) -> None:
     order = epoch_order(13, lanes=lanes, seed=seed, epoch=epoch)
     assert order.tolist() == GOLDEN_ORDERS[lanes, seed, epoch]

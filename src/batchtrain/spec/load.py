@@ -12,16 +12,16 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from batchtrain.errors import Problem, SpecError
-from batchtrain.spec.locations import location_faults
-from batchtrain.spec.outline import Outline
-from batchtrain.spec.overrides import with_overrides
-from batchtrain.spec.places import Places, problems_of
-from batchtrain.spec.planned import planned_faults
-from batchtrain.spec.problems import faults_of
+from batchtrain.spec.reading.locations import location_faults
+from batchtrain.spec.reading.outline import Outline
+from batchtrain.spec.reading.overrides import with_overrides
+from batchtrain.spec.reading.places import Places, problems_of
+from batchtrain.spec.reading.planned import planned_faults
+from batchtrain.spec.reading.problems import faults_of
+from batchtrain.spec.reading.yaml_reader import MAX_BYTES, STARTER, Document, read_yaml
 from batchtrain.spec.run import RunSpec
 from batchtrain.spec.schema import json_schema
 from batchtrain.spec.suggest import did_you_mean
-from batchtrain.spec.yaml_reader import MAX_BYTES, STARTER, Document, read_yaml
 
 __all__ = ["LoadedSpec", "load_spec", "parse_spec"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
+from batchtrain.spec.reading.scalars import scalar_of
 from batchtrain.spec.run import RunSpec
-from batchtrain.spec.scalars import scalar_of
 
 __all__ = ["resolved_document", "spec_yaml"]
 

@@ -36,7 +36,10 @@ def test_however_a_table_was_put_together_its_bytes_are_the_same(
     whole = mixed_table(150)
     wanted = whole.slice(start, num_rows)
     copied = pa.table(
-        {name: pa.array(wanted[name].to_pylist(), wanted[name].type) for name in wanted.column_names}
+        {
+            name: pa.array(wanted[name].to_pylist(), wanted[name].type)
+            for name in wanted.column_names
+        }
     )
     pieces = list(slices(wanted, sizes)) or [wanted]
     expected = parquet_bytes(copied)
@@ -105,7 +108,9 @@ def test_a_shard_of_several_row_groups_comes_back() -> None:
 
 def test_a_shard_keeps_the_bits_of_its_numbers() -> None:
     numbers = np.array([[0.0, -0.0], [1e-45, 3.4e38], [np.float32(0.1), -1.0]], dtype=np.float32)
-    rows = SplitRows(numbers, np.empty((3, 0), np.int64), np.array([0.1, -0.0, 1e300]), np.arange(3))
+    rows = SplitRows(
+        numbers, np.empty((3, 0), np.int64), np.array([0.1, -0.0, 1e300]), np.arange(3)
+    )
     back = SplitRows.from_bytes(rows.to_bytes(), where="here")
     assert back.numeric.tobytes() == numbers.tobytes()
     assert back.target.tobytes() == rows.target.tobytes()

@@ -134,7 +134,9 @@ def test_fill_values_are_those_of_scikit_learn(values: np.ndarray, sizes: list[i
 
 
 @given(
-    values=st.lists(st.sampled_from(["b", "a", "\u00e9", "\U0001f600", "\uffff", None]), min_size=1),
+    values=st.lists(
+        st.sampled_from(["b", "a", "\u00e9", "\U0001f600", "\uffff", None]), min_size=1
+    ),
     sizes=SIZES,
 )
 def test_categories_are_in_utf8_order_and_the_mode_is_scikit_learns(
@@ -179,7 +181,9 @@ def test_d24_the_merged_bits_are_the_same_for_the_same_blocks_whoever_made_them(
     blocks = list(slices(pa.table({"x": values}), [64]))
     parts = [block_statistics(block, {"x": spec}, row_id=np.arange(len(block))) for block in blocks]
     shuffled = [blocks[place] for place in (3, 1, 2)]
-    again = [block_statistics(block, {"x": spec}, row_id=np.arange(len(block))) for block in shuffled]
+    again = [
+        block_statistics(block, {"x": spec}, row_id=np.arange(len(block))) for block in shuffled
+    ]
     assert [parts[3]["x"].mean, parts[1]["x"].m2] == [again[0]["x"].mean, again[1]["x"].m2]
     one, two = (merge_tree(parts, merge_statistics)["x"] for _ in range(2))
     assert (one.mean, one.m2) == (two.mean, two.m2)

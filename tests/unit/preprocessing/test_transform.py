@@ -183,7 +183,9 @@ def test_classes_of_whole_numbers_and_flags_are_their_text() -> None:
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 
 
-@given(offset=FINITE, divisor=FINITE, fill=FINITE | st.none(), names=st.lists(st.text(), max_size=5))
+@given(
+    offset=FINITE, divisor=FINITE, fill=FINITE | st.none(), names=st.lists(st.text(), max_size=5)
+)
 def test_the_fitted_state_survives_json_bit_for_bit(
     offset: float, divisor: float, fill: float | None, names: list[str]
 ) -> None:

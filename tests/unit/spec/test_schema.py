@@ -9,9 +9,9 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from batchtrain.spec.load import LITERAL_NUMBERS
-from batchtrain.spec.outline import Outline
+from batchtrain.spec.reading.outline import Outline
+from batchtrain.spec.reading.yaml_reader import read_yaml
 from batchtrain.spec.schema import json_schema, schema_text
-from batchtrain.spec.yaml_reader import read_yaml
 
 ROOT = Path(__file__).parents[3]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchtrain.spec.places import join_key
+from batchtrain.spec.reading.places import join_key
 
 __all__ = ["ANY_NAME", "KeyPath", "Node", "Outline"]
 

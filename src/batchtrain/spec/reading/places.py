@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from batchtrain.errors import Problem
-from batchtrain.spec.shown import shown_key
+from batchtrain.spec.reading.shown import shown_key
 
 __all__ = ["Fault", "Place", "Places", "join_key", "parents", "problems_of"]
 

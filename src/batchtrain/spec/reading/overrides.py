@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from batchtrain.errors import SpecError
-from batchtrain.spec.outline import Outline
-from batchtrain.spec.places import Fault, Place, Places, join_key
-from batchtrain.spec.shown import shown, shown_key
-from batchtrain.spec.yaml_reader import Document, read_value
+from batchtrain.spec.reading.outline import Outline
+from batchtrain.spec.reading.places import Fault, Place, Places, join_key
+from batchtrain.spec.reading.shown import shown, shown_key
+from batchtrain.spec.reading.yaml_reader import Document, read_value
 
 __all__ = ["with_overrides"]
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from batchtrain.spec.base import NAME_PATTERN
-from batchtrain.spec.outline import Node, Outline
-from batchtrain.spec.scalars import scalar_of
-from batchtrain.spec.shown import either, shown
+from batchtrain.spec.reading.outline import Node, Outline
+from batchtrain.spec.reading.scalars import scalar_of
+from batchtrain.spec.reading.shown import either, shown
 from batchtrain.spec.suggest import did_you_mean
 
 __all__ = ["advice", "expected", "types_of"]

@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from batchtrain.spec.outline import KeyPath, Outline
-from batchtrain.spec.places import Fault, Places, join_key, parents
-from batchtrain.spec.shown import either, redacted, shown
+from batchtrain.spec.reading.outline import KeyPath, Outline
+from batchtrain.spec.reading.places import Fault, Places, join_key, parents
+from batchtrain.spec.reading.shown import either, redacted, shown
+from batchtrain.spec.reading.wording import advice, expected, types_of
+from batchtrain.spec.reading.yaml_reader import Document
 from batchtrain.spec.suggest import did_you_mean
-from batchtrain.spec.wording import advice, expected, types_of
-from batchtrain.spec.yaml_reader import Document
 
 __all__ = ["faults_of"]
 

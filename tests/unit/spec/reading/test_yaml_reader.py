@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchtrain.errors import SpecError
-from batchtrain.spec import yaml_reader
+from batchtrain.spec.reading import yaml_reader
 from batchtrain.spec.load import parse_spec
-from batchtrain.spec.yaml_reader import MAX_BYTES, MAX_DEPTH, read_yaml
+from batchtrain.spec.reading.yaml_reader import MAX_BYTES, MAX_DEPTH, read_yaml
 
 
 def value_of(text: str) -> Any:

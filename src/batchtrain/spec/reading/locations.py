@@ -6,7 +6,7 @@ import re
 from collections.abc import Container, Iterator
 from typing import Any
 
-from batchtrain.spec.places import Fault, Places
+from batchtrain.spec.reading.places import Fault, Places
 
 __all__ = ["location_faults"]
 

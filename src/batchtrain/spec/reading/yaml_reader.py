@@ -17,10 +17,10 @@ from yaml.reader import Reader
 from yaml.scanner import Scanner
 
 from batchtrain.errors import SpecError
-from batchtrain.spec.places import Fault, Place, Places, join_key, problems_of
-from batchtrain.spec.scalars import scalar_of
-from batchtrain.spec.shown import shown
-from batchtrain.spec.yaml_syntax import explain_syntax_error
+from batchtrain.spec.reading.places import Fault, Place, Places, join_key, problems_of
+from batchtrain.spec.reading.scalars import scalar_of
+from batchtrain.spec.reading.shown import shown
+from batchtrain.spec.reading.yaml_syntax import explain_syntax_error
 
 __all__ = ["MAX_BYTES", "MAX_DEPTH", "MAX_VALUES", "Document", "read_value", "read_yaml"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchtrain.spec.evaluation import CLASSIFICATION_METRICS, REGRESSION_METRICS
-from batchtrain.spec.places import Fault, Places, join_key
-from batchtrain.spec.shown import shown
+from batchtrain.spec.reading.places import Fault, Places, join_key
+from batchtrain.spec.reading.shown import shown
 
 __all__ = ["PLANNED", "Planned", "planned_faults"]
 
