@@ -1,4 +1,4 @@
-"""What `batchtrain run` is timed against: the drug200 notebook as one script, without report or bundle.
+"""What `batchtrain run` is timed against: the drug200 notebook as one script, no more.
 
 Usage: `python benchmarks/bare_drug200.py drug200.csv OUTPUT_FOLDER`
 """
@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
-import matplotlib
+import matplotlib as mpl
 
-matplotlib.use("Agg")
+mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -32,16 +33,14 @@ for column in ("Sex", "BP", "Cholesterol"):
 target_encoder = LabelEncoder()
 y = target_encoder.fit_transform(table["Drug"])
 x = table.drop(columns="Drug").to_numpy(dtype="float32")
-x_rest, x_test, y_rest, y_test = train_test_split(
-    x, y, test_size=0.2, random_state=42, stratify=y
-)
+x_rest, x_test, y_rest, y_test = train_test_split(x, y, test_size=0.2, random_state=42, stratify=y)
 x_train, x_valid, y_train, y_valid = train_test_split(
     x_rest, y_rest, test_size=0.125, random_state=42
 )
 scaler = StandardScaler().fit(x_train)
 
 
-def loader(features, target, *, shuffle):
+def loader(features: Any, target: Any, *, shuffle: bool) -> DataLoader[Any]:
     """Batches of 32 scaled rows."""
     features = torch.tensor(scaler.transform(features), dtype=torch.float32)
     dataset = TensorDataset(features, torch.tensor(target, dtype=torch.long))
@@ -65,7 +64,7 @@ criterion = nn.CrossEntropyLoss()
 optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
 scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.1, patience=5)
 
-history = {"train": [], "valid": []}
+history: dict[str, list[float]] = {"train": [], "valid": []}
 for epoch in range(100):
     model.train()
     loss_sum = 0.0
@@ -90,8 +89,11 @@ predicted = []
 with torch.no_grad():
     for features, _ in test_loader:
         predicted += model(features).argmax(dim=1).tolist()
-print(f"Accuracy: {accuracy_score(y_test, predicted):.4f}")
-print(f"F1: {f1_score(y_test, predicted, average='macro'):.4f}")
+
+print(
+    f"Accuracy: {accuracy_score(y_test, predicted):.4f}, "
+    f"F1: {f1_score(y_test, predicted, average='macro'):.4f}"
+)
 
 plt.figure()
 plt.plot(history["train"], label="train")
@@ -104,9 +106,9 @@ plt.savefig(folder / "loss.png")
 counts = confusion_matrix(y_test, predicted)
 plt.figure()
 plt.imshow(counts, cmap="Blues")
-for row in range(len(counts)):
-    for column in range(len(counts)):
-        plt.text(column, row, counts[row, column], ha="center", va="center")
+for truth in range(len(counts)):
+    for guess in range(len(counts)):
+        plt.text(guess, truth, counts[truth, guess], ha="center", va="center")
 plt.xlabel("Predicted")
 plt.ylabel("True")
 plt.savefig(folder / "confusion.png")

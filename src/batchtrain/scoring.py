@@ -163,24 +163,24 @@ class Scorer:
         return np.concatenate(parts)
 
 
-class _PlaceFreeLinear(nn.Module):
-    """A linear layer, filled up with zeros to whole vectors; see `LANE`."""
+class _PlaceFreeLinear(nn.Linear):
+    """A linear layer that multiplies by weights filled up with zeros to whole vectors; see `LANE`.
+
+    Its own weights stay as they were, for a model that reads them.
+    """
 
     def __init__(self, layer: nn.Linear) -> None:
-        super().__init__()
-        self.num_outputs = layer.out_features
-        self.spare = -layer.in_features % LANE
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None, "meta")
+        self.weight, self.bias = layer.weight, layer.bias
         extra = -layer.out_features % LANE
-        weight = F.pad(layer.weight.detach(), (0, self.spare, 0, extra))
-        self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias: nn.Parameter | None = None
-        if layer.bias is not None:
-            self.bias = nn.Parameter(F.pad(layer.bias.detach(), (0, extra)), requires_grad=False)
+        self._spare = -layer.in_features % LANE
+        self._padded_weight = F.pad(layer.weight.detach(), (0, self._spare, 0, extra))
+        self._padded_bias = None if layer.bias is None else F.pad(layer.bias.detach(), (0, extra))
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name that torch gave it
         """As the layer that it stands for."""
-        padded = F.linear(F.pad(inputs, (0, self.spare)), self.weight, self.bias)
-        return padded[..., : self.num_outputs].contiguous()
+        padded = F.linear(F.pad(input, (0, self._spare)), self._padded_weight, self._padded_bias)
+        return padded[..., : self.out_features].contiguous()
 
 
 def place_free(model: nn.Module) -> nn.Module:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
@@ -217,8 +218,6 @@ def test_seed_1_18_scatter_of_train_test_and_predictions(line: FinishedRun) -> N
 def test_seed_1_19_predictions_on_test_data_after_loading(
     line: FinishedRun, tmp_path: Path
 ) -> None:
-    import pyarrow.parquet as pq
-
     write_sample("line", tmp_path / "line.parquet")
     out = tmp_path / "predictions.parquet"
 

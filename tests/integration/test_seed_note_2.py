@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pytest
 import safetensors.torch
 import torch
@@ -32,7 +34,7 @@ def cancer(example: Example) -> FinishedRun:
     return example("breast-cancer")
 
 
-def rows_of(table: str, run: FinishedRun, split: str) -> object:
+def rows_of(table: str, run: FinishedRun, split: str) -> pa.Table:
     """The raw rows of a split."""
     return SAMPLES[table]().take(run.row_ids(split))
 
@@ -213,8 +215,6 @@ def test_seed_2_14_state_dict_is_saved(cancer: FinishedRun) -> None:
 
 
 def test_seed_2_15_deploy_and_infer(cancer: FinishedRun, tmp_path: Path) -> None:
-    import pyarrow.csv as pa_csv
-
     write_sample("breast-cancer", tmp_path / "new.csv")
     out = tmp_path / "predictions.csv"
 
@@ -263,7 +263,7 @@ def test_seed_2_18_dropout_and_batch_norm_modes(
     # In evaluation a row's output does not depend on chance, nor on the rows beside it.
     rows = rows_of("wine", run, "test")
     together = bundle.predict(rows)
-    alone = bundle.predict(rows.slice(3, 1))  # type: ignore[attr-defined]
+    alone = bundle.predict(rows.slice(3, 1))
     assert together.equals(bundle.predict(rows))
     assert together.drop(columns="row_id").iloc[3].equals(alone.drop(columns="row_id").iloc[0])
     assert run.metrics["test"]["accuracy"] > 0.9

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from pyarrow import csv as pa_csv
 from pyarrow import parquet as pq
 
 from batchtrain.artifacts import Artifact, ArtifactKind, Draft, RunLayout, reuse_or_build
 from batchtrain.artifacts.prepared import PreparedData
+from batchtrain.errors import InterruptedRunError
 from batchtrain.pipeline import RunResult, StageName, run_spec
 from batchtrain.preparation.stage import prepare
 from batchtrain.progress import Progress
@@ -211,3 +215,25 @@ def slices(table: pa.Table, sizes: Sequence[int]) -> Iterator[pa.Table]:
         yield table.slice(start, size)
         start += size
         place += 1
+
+
+def stop_training(loaded: LoadedSpec, steps: int) -> InterruptedRunError:
+    """Stop a training that many steps after it (again) began; the error that it ends with."""
+    taken = 0
+
+    def requested() -> bool:
+        nonlocal taken
+        taken += 1
+        return taken == steps
+
+    stopping = patch("batchtrain.training.train.stop_on_signals", lambda: nullcontext(requested))
+    with stopping, pytest.raises(InterruptedRunError) as caught:
+        run(loaded, last="train")
+    return caught.value
+
+
+def train_in_parts(loaded: LoadedSpec, stops: Sequence[int]) -> RunResult:
+    """Train as a run does that is stopped after so many steps each time, then let it end."""
+    for steps in stops:
+        stop_training(loaded, steps)
+    return run(loaded, last="train")

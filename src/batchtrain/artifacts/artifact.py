@@ -210,9 +210,11 @@ def reuse_or_build(
         ).to_bytes()
         storage.create(f"{key}/{MANIFEST}", manifest)
     except BaseException:
-        # It may have come after the manifest was there: published files are never removed.
-        if not _is_published(storage, key, manifest):
-            draft.discard()
+        # It may have come after the manifest was there. In doubt the files stay: an orphan costs
+        # space, a published artifact without its files costs the artifact.
+        with suppress(StorageError):
+            if not _is_published(storage, key, manifest):
+                draft.discard()
         raise
     # Who won is read back, not taken from the call: a reply can be lost on the way.
     won = _is_published(storage, key, manifest)
@@ -226,7 +228,7 @@ def _is_published(storage: Storage, key: str, manifest: bytes) -> bool:
     """Whether the manifest under `key` is this one; its paths hold the attempt's own id."""
     try:
         return storage.read(f"{key}/{MANIFEST}") == manifest
-    except (FileNotFoundError, StorageError):
+    except FileNotFoundError:
         return False
 
 

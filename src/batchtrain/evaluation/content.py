@@ -100,7 +100,8 @@ def report_content(
 def _summary(spec: RunSpec, fitted: FittedPreprocessor) -> str:
     shape = "-".join(str(width) for width in getattr(spec.model, "hidden", ()))
     name = f"{spec.model.kind} {shape}".strip()
-    return f"{name} on {len(fitted.columns)} features"
+    count = len(fitted.columns)
+    return f"{name} on {count} feature{'' if count == 1 else 's'}"
 
 
 def _splits(prepared: PreparedData, profile: Mapping[str, Any]) -> tuple[page.SplitRows, ...]:
@@ -153,11 +154,12 @@ def _note(column: FittedColumn) -> str:
 
 
 def _epoch(record: Mapping[str, Any]) -> page.EpochRow:
-    known = {"epoch", "step", "lr", "train_loss", "valid_loss"}
+    known = {"epoch", "step", "lr", "train_loss", "valid_loss", "test_loss"}
     return page.EpochRow(
         epoch=record["epoch"],
         train_loss=record["train_loss"],
         valid_loss=record.get("valid_loss"),
+        test_loss=record.get("test_loss"),
         lr=record["lr"],
         monitored={key: value for key, value in record.items() if key not in known},
     )

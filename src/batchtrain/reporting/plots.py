@@ -36,27 +36,26 @@ LEGEND_ROW, TICK_LETTER = 19.0, 7.4
 
 
 def learning_curves(history: Sequence[EpochRow], *, best: EpochRow | None = None) -> str:
-    """Loss by epoch on train and valid rows, with the epoch whose weights were kept.
+    """Loss by epoch on train, valid and monitored test rows; the epoch that was kept is marked.
 
     The loss axis is logarithmic where the losses span more than a factor of 50.
     """
     rows = _thinned(history, best)
     epochs = [row.epoch for row in rows]
     train = [_drawable(row.train_loss) for row in rows]
-    valid = [_drawable(row.valid_loss) for row in rows]
+    held_out = (
+        ("valid", RED, (4, 1.6), [_drawable(row.valid_loss) for row in rows]),
+        ("test", GREEN, (1.5, 1.5), [_drawable(row.test_loss) for row in rows]),
+    )
 
     def fill(figure: Figure) -> None:
         axes = _axes(figure, "Loss by epoch", "Epoch", "Loss")
         marker = "o" if len(rows) <= 12 else None
         axes.plot(epochs, train, color=BLUE, marker=marker, markersize=4, label="train")
-        if any(map(math.isfinite, valid)):
-            style: dict[str, Any] = {
-                "color": RED,
-                "dashes": (4, 1.6),
-                "marker": marker,
-                "markersize": 4,
-            }
-            axes.plot(epochs, valid, label="valid", **style)
+        for label, color, dashes, losses in held_out:
+            if any(map(math.isfinite, losses)):
+                line: dict[str, Any] = {"dashes": dashes, "marker": marker, "markersize": 4}
+                axes.plot(epochs, losses, color=color, label=label, **line)
         if best is not None:
             loss = _drawable(best.train_loss if best.valid_loss is None else best.valid_loss)
             axes.axvline(best.epoch, color="#9aa5b1", linewidth=1, linestyle=":")
@@ -66,9 +65,9 @@ def learning_curves(history: Sequence[EpochRow], *, best: EpochRow | None = None
                 "markerfacecolor": "none",
                 "linestyle": "none",
             }
-            label = f"kept: epoch {best.epoch}"
-            axes.plot([best.epoch], [loss], color=INK, markeredgewidth=1.5, label=label, **ring)
-        _scale_losses(axes, [*train, *valid])
+            kept = f"kept: epoch {best.epoch}"
+            axes.plot([best.epoch], [loss], color=INK, markeredgewidth=1.5, label=kept, **ring)
+        _scale_losses(axes, [*train, *(loss for *_, losses in held_out for loss in losses)])
         _epoch_ticks(axes)
         _finish(figure, axes)
 

@@ -98,6 +98,7 @@ def machine_in_force(choices: MachineChoices) -> Iterator[torch.device]:
 
     So are the states of torch's random generators: a caller's own draws go on as if nothing ran.
     """
+    devices = [torch.cuda.current_device()] if choices.device == "cuda" else []
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     if choices.device == "cuda":
@@ -108,7 +109,7 @@ def machine_in_force(choices: MachineChoices) -> Iterator[torch.device]:
         # On one CPU thread nothing can differ, and the call imports a second of compilers.
         torch.use_deterministic_algorithms(True)
     try:
-        with torch.random.fork_rng(enabled=True):
+        with torch.random.fork_rng(devices):
             yield torch.device(choices.device)
     finally:
         torch.set_num_threads(threads)

@@ -1,0 +1,416 @@
+"""Exact resume (P1): a run that was stopped ends as one that was not, to the last bit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import batchtrain
+from batchtrain.artifacts.trained import TrainedModel
+from batchtrain.errors import ArtifactDamagedError, ArtifactError, InterruptedRunError
+from batchtrain.pipeline import RunResult
+from batchtrain.progress import Progress
+from batchtrain.spec.load import LoadedSpec
+from batchtrain.training import loop
+from batchtrain.training.machine import MachineChoices
+from batchtrain.training.stage import train
+from tests.support.builders import (
+    all_files,
+    layout_for,
+    mixed_table,
+    prepared_for,
+    quantity_table,
+    run,
+    spec_for,
+    stop_training,
+    storage_of,
+    train_in_parts,
+)
+
+EXACT = ("best.safetensors", "last.safetensors", "history.jsonl", "parameters.json", "run.json")
+
+
+def hashes(result: RunResult) -> dict[str, str]:
+    assert result.trained is not None
+    files = result.trained.artifact.manifest.files
+    return {name: files[name].sha256 for name in EXACT}
+
+
+def folder(parent: Path, name: str) -> Path:
+    made = parent / name
+    made.mkdir()
+    return made
+
+
+def broken_and_whole(
+    tmp_path: Path, table: pa.Table, stops: list[int], **sections: Any
+) -> tuple[RunResult, RunResult]:
+    broken = train_in_parts(spec_for(folder(tmp_path, "broken"), table, **sections), stops)
+    whole = train_in_parts(spec_for(folder(tmp_path, "whole"), table, **sections), [])
+    assert broken.stages[-1].status == "resumed"
+    assert whole.stages[-1].status == "built"
+    return broken, whole
+
+
+# 63 training rows (of 90) in batches of 16: 4 steps an epoch, the last batch has 15 rows.
+STEPS = 4
+
+
+@pytest.mark.parametrize(
+    "stops",
+    [
+        pytest.param([1], id="after the first step"),
+        pytest.param([2], id="within an epoch"),
+        pytest.param([STEPS], id="after the last step of an epoch"),
+        pytest.param([STEPS + 1], id="after the first step of an epoch"),
+        pytest.param([1, 1, 1, 1, 1, 2, 3], id="many times"),
+        pytest.param([STEPS * 3], id="after the very last step"),
+    ],
+)
+def test_r08_a_run_stopped_at_any_step_ends_with_the_same_bytes(
+    tmp_path: Path, stops: list[int]
+) -> None:
+    broken, whole = broken_and_whole(
+        tmp_path, mixed_table(90), stops, tracking={"tensorboard": False, "monitor": ["train"]}
+    )
+    assert hashes(broken) == hashes(whole)
+    assert broken.trained.content == whole.trained.content
+    assert broken.trained.content["steps"] == STEPS * 3
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "adam, plateau, early stopping": {
+        "optimizer": {"kind": "adam", "lr": 0.05},
+        "schedule": {"kind": "plateau", "patience": 0, "factor": 0.5},
+        "early_stopping": {"patience": 3},
+    },
+    "sgd with momentum, step": {
+        "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True},
+        "schedule": {"kind": "step", "every_epochs": 1, "factor": 0.7},
+    },
+    "adamw, cosine": {
+        "optimizer": {"kind": "adamw", "lr": 0.02},
+        "schedule": {"kind": "cosine", "min_lr": 0.001},
+    },
+    "full batch": {"batch_size": "full"},
+    "one row a batch": {"batch_size": 1, "epochs": 2},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_optimizer_and_schedule_goes_on_where_it_was(tmp_path: Path, recipe: str) -> None:
+    training = {"epochs": 6, "batch_size": 20, **RECIPES[recipe]}
+    broken, whole = broken_and_whole(tmp_path, mixed_table(90), [2, 3], training=training)
+    assert hashes(broken) == hashes(whole)
+
+
+# Where a batch lies in memory shows in the last bits of MKL's products for widths such as these.
+@pytest.mark.parametrize(
+    ("features", "hidden", "batch"),
+    [(5, [8], 5), (7, [8], 5), (9, [8], 7), (33, [8], 5), (11, [8, 5], 3), (13, None, 10)],
+)
+@pytest.mark.parametrize("gather", [16_384, 32])
+def test_a_resume_is_exact_whatever_the_widths(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, features: int, hidden: Any, batch: int, gather: int
+) -> None:
+    monkeypatch.setattr("batchtrain.training.machine.GATHER_ROWS", gather)
+    model = {"kind": "linear"} if hidden is None else {"kind": "mlp", "hidden": hidden}
+    broken, whole = broken_and_whole(
+        tmp_path,
+        quantity_table(120, features=features),
+        [3, 2],
+        target="y",
+        model=model,
+        training={"epochs": 1, "batch_size": batch},
+    )
+    assert hashes(broken) == hashes(whole)
+
+
+def test_what_is_watched_does_not_change_the_weights(tmp_path: Path) -> None:
+    weights = set()
+    for number, (tensorboard, monitor) in enumerate(
+        [(False, []), (True, ["valid"]), (False, ["train", "valid", "test"])]
+    ):
+        tracking = {"tensorboard": tensorboard, "monitor": monitor, "log_every_steps": 1}
+        loaded = spec_for(folder(tmp_path, str(number)), mixed_table(60), tracking=tracking)
+        found = hashes(train_in_parts(loaded, [2] if number == 1 else []))
+        weights.add((found["best.safetensors"], found["last.safetensors"]))
+    assert len(weights) == 1
+
+
+def test_a_resumed_run_leaves_its_model_and_no_checkpoint(tmp_path: Path) -> None:
+    loaded = spec_for(tmp_path, mixed_table(60))
+    result = train_in_parts(loaded, [1, 2])
+    layout = layout_for(loaded)
+    assert layout.storage.list(layout.checkpoints) == []
+    model = result.trained.artifact
+    assert set(all_files(storage_of(loaded).root / layout.root)) == {
+        "run.json",
+        "model/manifest.json",
+        *(f"model/{entry.path}" for entry in model.manifest.files.values()),
+    }
+    assert run(loaded, last="train").stages[-1].status == "reused"
+
+
+def test_an_interrupted_run_says_where_it_is_and_how_to_go_on(tmp_path: Path) -> None:
+    loaded = spec_for(tmp_path, mixed_table(90))
+    message = str(stop_training(loaded, STEPS + 1))
+    layout = layout_for(loaded)
+    assert f"epoch 2 after step {STEPS + 1}" in message
+    assert layout.storage.url(layout.checkpoint(STEPS + 1)) in message
+    assert "again" in message
+    assert layout.storage.size(f"{layout.model}/manifest.json") is None
+
+
+class Notes(Progress):
+    """Remembers what a person should know."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        """See `Progress.note`."""
+        self.texts.append(text)
+
+
+def go_on(loaded: LoadedSpec) -> tuple[TrainedModel, str, list[str]]:
+    notes = Notes()
+    layout = layout_for(loaded)
+    trained, status = train(loaded, prepared_for(loaded), layout, notes)
+    return trained, status, notes.texts
+
+
+def state_file(loaded: LoadedSpec, step: int, name: str = "state.safetensors") -> Path:
+    layout = layout_for(loaded)
+    (key,) = [key for key in layout.storage.list(layout.checkpoint(step)) if key.endswith(name)]
+    return storage_of(loaded).root / key
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {
+    "flipped": flip,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-5]),
+    "gone": lambda path: path.unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("file", ["state.safetensors", "state.json", "manifest.json"])
+def test_r30_a_damaged_checkpoint_is_passed_over_with_a_note(
+    tmp_path: Path, damage: str, file: str
+) -> None:
+    loaded = spec_for(folder(tmp_path, "broken"), mixed_table(90))
+    stop_training(loaded, 2)
+    stop_training(loaded, 3)
+    DAMAGE[damage](state_file(loaded, 5, file))
+    trained, status, notes = go_on(loaded)
+    assert status == "resumed"
+    if (file, damage) != ("manifest.json", "gone"):
+        assert len(notes) == 1
+        assert "000000000005" in notes[0]
+    whole = train_in_parts(spec_for(folder(tmp_path, "whole"), mixed_table(90)), [])
+    files, expected = trained.artifact.manifest.files, hashes(whole)
+    assert {name: files[name].sha256 for name in EXACT} == expected
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_a_good_one(
+    tmp_path: Path, damage: str
+) -> None:
+    loaded = spec_for(tmp_path, mixed_table(90))
+    stop_training(loaded, 2)
+    stop_training(loaded, 3)
+    DAMAGE[damage](state_file(loaded, 5))
+    stop_training(loaded, 3)  # from step 2 to step 5 again
+    _trained, status, notes = go_on(loaded)
+    assert (status, notes) == ("resumed", [])
+
+
+def test_r31_where_all_checkpoints_are_damaged_nothing_begins_anew_in_silence(
+    tmp_path: Path,
+) -> None:
+    loaded = spec_for(tmp_path, mixed_table(90))
+    stop_training(loaded, 2)
+    stop_training(loaded, 3)
+    for step in (2, 5):
+        flip(state_file(loaded, step))
+    with pytest.raises(ArtifactDamagedError, match="2 damaged"):
+        go_on(loaded)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("torch", "1.0"), ("capability", "DEFAULT"), ("threads", 7)]
+)
+def test_r11_a_resume_on_another_machine_is_never_silent(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    loaded = spec_for(tmp_path, mixed_table(60))
+    stop_training(loaded, 1)
+    record = storage_of(loaded).root / layout_for(loaded).run_record
+    choices = json.loads(record.read_bytes())
+    record.write_text(json.dumps({**choices, name: value}))
+    _trained, status, notes = go_on(loaded)
+    assert status == "resumed"
+    assert len(notes) == 1
+    assert name in notes[0]
+    assert repr(value) in notes[0]
+    assert repr(choices[name]) in notes[0]
+
+
+@pytest.mark.parametrize("record", [b"", b"{", b"[]", b"{}", b'{"device": "cpu"}', None])
+def test_a_lost_or_torn_record_of_the_machine_is_a_clear_error(
+    tmp_path: Path, record: bytes | None
+) -> None:
+    loaded = spec_for(tmp_path, mixed_table(60))
+    stop_training(loaded, 1)
+    path = storage_of(loaded).root / layout_for(loaded).run_record
+    if record is None:
+        path.unlink()
+    else:
+        path.write_bytes(record)
+    with pytest.raises(ArtifactError, match=r"run\.json"):
+        go_on(loaded)
+
+
+def test_a_record_of_the_machine_comes_back_as_it_was(tmp_path: Path) -> None:
+    loaded = spec_for(tmp_path, mixed_table(60))
+    trained = train_in_parts(loaded, [1]).trained
+    recorded = trained.artifact.read("run.json")
+    choices = MachineChoices.from_bytes(recorded, where="here")
+    assert choices.to_json() == trained.machine()
+    assert choices.threads == 1
+
+
+@pytest.fixture
+def signal_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, signal.Signals], None]:
+    """Send this process a real signal as soon as a training has taken so many steps."""
+
+    def arm(steps: int, number: signal.Signals) -> None:
+        add = loop.StepLosses.add
+        taken = 0
+
+        def add_and_signal(self: loop.StepLosses, *arguments: Any) -> None:
+            nonlocal taken
+            add(self, *arguments)
+            taken += 1
+            if taken == steps:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(loop.StepLosses, "add", add_and_signal)
+
+    return arm
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("steps", [1, STEPS, STEPS + 1])
+def test_r20_a_signal_commits_a_checkpoint_and_the_run_goes_on_from_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signal_after: Callable[[int, signal.Signals], None],
+    number: signal.Signals,
+    steps: int,
+) -> None:
+    loaded = spec_for(folder(tmp_path, "broken"), mixed_table(90))
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    signal_after(steps, number)
+    with pytest.raises(InterruptedRunError, match=f"after step {steps};") as caught:
+        run(loaded)
+    assert caught.value.exit_code == 130
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+    monkeypatch.undo()
+    resumed = run(loaded)
+    assert [stage.status for stage in resumed.stages] == ["reused", "resumed", "built", "built"]
+    whole = run(spec_for(folder(tmp_path, "whole"), mixed_table(90)))
+    assert hashes(resumed) == hashes(whole)
+    predictions = "predictions/test.parquet"
+    files = [each.report.artifact.manifest.files[predictions] for each in (resumed, whole)]
+    assert files[0].sha256 == files[1].sha256
+
+
+def test_a_second_ctrl_c_acts_as_it_always_does_and_leaves_nothing_torn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = spec_for(tmp_path, mixed_table(90))
+    add = loop.StepLosses.add
+
+    def add_and_signal(self: loop.StepLosses, *arguments: Any) -> None:
+        add(self, *arguments)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(loop.StepLosses, "add", add_and_signal)
+    with pytest.raises(KeyboardInterrupt):
+        run(loaded)
+    monkeypatch.undo()
+    layout = layout_for(loaded)
+    assert layout.storage.list(layout.checkpoints) == []
+    assert run(loaded, last="train").stages[-1].status == "built"
+
+
+def test_a_run_outside_the_main_thread_leaves_signals_alone(tmp_path: Path) -> None:
+    loaded = spec_for(tmp_path, mixed_table(60))
+    results: list[RunResult] = []
+    thread = threading.Thread(target=lambda: results.append(run(loaded, last="train")))
+    thread.start()
+    thread.join()
+    assert results[0].stages[-1].status == "built"
+
+
+CHILD = """
+import os, signal, sys
+import batchtrain
+from batchtrain.training import loop
+
+add, taken = loop.StepLosses.add, 0
+
+def add_and_signal(self, *arguments):
+    global taken
+    add(self, *arguments)
+    taken += 1
+    if taken == 5:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+loop.StepLosses.add = add_and_signal
+try:
+    batchtrain.run(sys.argv[1])
+except batchtrain.BatchtrainError as error:
+    print(type(error).__name__, error)
+    sys.exit(error.exit_code)
+"""
+
+
+@pytest.mark.fault
+def test_r20_a_process_that_gets_sigterm_ends_as_interrupted_and_another_one_finishes(
+    tmp_path: Path,
+) -> None:
+    loaded = spec_for(folder(tmp_path, "broken"), mixed_table(90))
+    environment = {**os.environ, "PYTHONPATH": str(Path(batchtrain.__file__).parents[1])}
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, str(loaded.path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert child.returncode == 130, child.stderr
+    assert child.stdout.startswith("InterruptedRunError stopped in epoch 2 after step 5;")
+    resumed = run(loaded, last="train")
+    assert resumed.stages[-1].status == "resumed"
+    whole = train_in_parts(spec_for(folder(tmp_path, "whole"), mixed_table(90)), [])
+    assert hashes(resumed) == hashes(whole)
