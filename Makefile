@@ -57,7 +57,8 @@ constraints:  ## refresh constraints.txt with the newest versions that fit toget
 	mv build/constraints/new.txt constraints.txt
 
 bench: install  ## the budgets, each as the median of paired runs (minutes)
-	@set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script; done
+	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.cold_run
 
 schema: install  ## write the JSON schema that editors check specs with
 	@mkdir -p build

@@ -125,8 +125,10 @@ def run_in_turns(
         Per contender what each counted round took, in the order of the rounds.
     """
     taken: dict[str, list[Taken]] = {name: [] for name in contenders}
+    forth = list(contenders)
+    back = forth[::-1]
     for turn in range(-warm_up, rounds):
-        for name in list(contenders) if turn % 2 == 0 else list(reversed(contenders)):
+        for name in forth if turn % 2 == 0 else back:
             gc.collect()
             found = contenders[name]()
             if turn >= 0:

@@ -85,16 +85,16 @@ class EpochRow:
         epoch: Counted from 1; 0 is the model before training.
         train_loss: The row-weighted mean; None where it was not measured.
         valid_loss: The same on the valid split; None without such a split.
-        test_loss: The same on the test split; None unless it was monitored by name.
         lr: The learning rate during the epoch; None where there is none.
+        test_loss: As valid_loss, on the test split; None unless that is monitored by name.
         monitored: Tag to value, such as `Accuracy/valid`.
     """
 
     epoch: int
     train_loss: float | None
     valid_loss: float | None = None
-    test_loss: float | None = None
     lr: float | None = None
+    test_loss: float | None = None
     monitored: Mapping[str, float] = field(default_factory=dict)
 
 

@@ -46,6 +46,14 @@ def test_seed_0_23_and_1_13_loss_curves_have_title_axes_and_legend() -> None:
     assert {"Loss by epoch", "Epoch", "Loss", "train", "valid", "kept: epoch 20"} <= set(found)
 
 
+def test_seed_1_13_a_monitored_test_loss_is_drawn_beside_the_training_loss() -> None:
+    rows = [EpochRow(epoch, 1 / epoch, test_loss=2 / epoch) for epoch in (1, 2, 3)]
+    found = texts(learning_curves(rows))
+
+    assert {"train", "test"} <= set(found)
+    assert "valid" not in found
+
+
 def test_without_valid_losses_there_is_no_valid_curve() -> None:
     found = texts(learning_curves(history(5, has_valid=False)))
 
