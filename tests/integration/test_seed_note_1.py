@@ -159,12 +159,12 @@ def test_seed_1_12_log_every(storage: Path) -> None:
 
 
 def test_seed_1_13_loss_curves(line: FinishedRun) -> None:
-    train = texts(figure_of(line.page, "Learning curves: loss by epoch"))
-    test = texts(figure_of(line.page, "Monitored values by epoch"))
+    figure = figure_of(line.page, "Learning curves: loss by epoch")
 
-    assert {"Loss by epoch", "Epoch", "train"} <= set(train)
-    assert any(text.startswith("Loss") for text in train)
-    assert {"Monitored by epoch", "Epoch", "Value", "test_loss"} <= set(test)
+    assert {"Loss by epoch", "Epoch", "train", "test"} <= set(texts(figure))
+    assert any(text.startswith("Loss (") for text in texts(figure))
+    curves = [path for path in re.findall(r'\bd="([^"]*)"', figure) if path.count("L") > 20]
+    assert len(curves) == 2
 
 
 def test_seed_1_14_storage_layout(line: FinishedRun, storage: Path) -> None:

@@ -18,7 +18,14 @@ from batchtrain.cli.app import app
 from batchtrain.errors import DivergedError
 from batchtrain.tables import SAMPLES
 from tests.support.bare_loop import bare_loop
-from tests.support.runs import SPECS, FinishedRun, event_files, finish, scalars
+from tests.support.runs import (
+    SPECS,
+    FinishedRun,
+    event_files,
+    finish,
+    open_writers,
+    scalars,
+)
 
 Example = Callable[..., FinishedRun]
 
@@ -150,6 +157,7 @@ def test_seed_3_10_writer_is_closed_on_failure(storage: Path) -> None:
             "tracking.log_every_steps=1",
         )
 
+    assert open_writers() == []
     (folder,) = failing.glob("diabetes/*/tensorboard")
     assert len(event_files(folder)) == 1
     # What came before the failure was written out: the epoch that went well, if any, and epoch 0.

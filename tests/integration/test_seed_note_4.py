@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from tests.support.bare_loop import bare_loop
-from tests.support.runs import FinishedRun, event_files, finish, scalars
+from tests.support.runs import FinishedRun, event_files, finish, open_writers, scalars
 
 Example = Callable[..., FinishedRun]
 
@@ -173,5 +173,6 @@ def test_seed_4_14_validation_leaves_no_trace(example: Example, linear: Finished
         assert torch.equal(value, watched.weights("last")[name])
     assert "train_r2" in watched.history[-1]
     assert not unwatched.events.exists()
-    # The writers are closed: every event is in the files, the last epoch's too.
+    # The writers are closed, and every event is in the files, the last epoch's too.
+    assert open_writers() == []
     assert scalars(linear.events, "learning_rate")[-1][0] == 200

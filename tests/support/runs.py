@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from batchtrain.pipeline import RunResult, StageName, run_spec
 from batchtrain.prediction.loaded import LoadedBundle, load_bundle
 from batchtrain.spec.load import LoadedSpec, load_spec
 
-__all__ = ["SPECS", "FinishedRun", "event_files", "finish", "read_json", "scalars"]
+__all__ = ["SPECS", "FinishedRun", "event_files", "finish", "open_writers", "read_json", "scalars"]
 
 SPECS = Path(__file__).resolve().parents[2] / "jobs" / "specs"
 
@@ -151,6 +152,12 @@ def finish(spec: Path, *overrides: str, last: StageName = "export", **allowed: A
 def event_files(folder: Path) -> list[Path]:
     """The TensorBoard event files right in a folder."""
     return sorted(folder.glob("events.out.tfevents.*"))
+
+
+def open_writers() -> list[str]:
+    """The threads that still write event files; closing a writer ends its thread."""
+    kinds = [type(thread) for thread in threading.enumerate()]
+    return [kind.__name__ for kind in kinds if kind.__module__.startswith("tensorboard")]
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:

@@ -256,3 +256,9 @@ def _require_rows(found: Survey) -> None:
                 f"{rule.fractions.of(split):g}, found none among {kept} usable rows of "
                 f"{found.schema.num_rows}. Use more rows, or drop fewer{advice}"
             )
+    classes = [name for name, rows in found.class_counts.get("train", {}).items() if rows]
+    if found.task == "classification" and len(classes) < 2:
+        raise DataError(
+            f"target {found.data.target!r}: expected at least two classes among the training rows, "
+            f"found {classes}. Use a stratified split, more rows, or drop fewer"
+        )

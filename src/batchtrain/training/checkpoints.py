@@ -7,23 +7,35 @@ from batchtrain.artifacts.artifact import MANIFEST, reuse_or_build
 from batchtrain.artifacts.trained import CHECKPOINT
 from batchtrain.errors import ArtifactDamagedError, ArtifactError
 from batchtrain.progress import Progress
+from batchtrain.training.machine import MachineChoices
 from batchtrain.training.state import TrainState
 
-__all__ = ["newest_checkpoint", "remove_checkpoints", "restore", "save_checkpoint"]
+__all__ = [
+    "newest_checkpoint",
+    "recorded_machine",
+    "remove_checkpoints",
+    "restore",
+    "save_checkpoint",
+]
 
 
-def save_checkpoint(state: TrainState, layout: RunLayout) -> Artifact:
-    """Publish the state between two steps."""
+def save_checkpoint(state: TrainState, machine: MachineChoices, layout: RunLayout) -> Artifact:
+    """Publish the state between two steps, and the choices that a resume must make again."""
 
     def build(draft: Draft) -> dict[str, int]:
         tensors, document = state.to_bytes()
         draft.add("state.safetensors", tensors)
         draft.add("state.json", document)
+        draft.add_json("run.json", machine.to_json())
         return {"step": state.step, "epoch": state.epoch}
 
+    key = layout.checkpoint(state.step)
+    if not _verifies(layout, key):
+        # A damaged one of the same step was passed over; it must not stand in the way.
+        _remove(layout, key)
     artifact, _status = reuse_or_build(
         layout.storage,
-        layout.checkpoint(state.step),
+        key,
         CHECKPOINT,
         inputs={"run": layout.run_id, "step": state.step},
         build=build,
@@ -55,6 +67,11 @@ def newest_checkpoint(layout: RunLayout, progress: Progress) -> Artifact | None:
     return None
 
 
+def recorded_machine(checkpoint: Artifact) -> MachineChoices:
+    """The choices of the run that the checkpoint is of."""
+    return MachineChoices.from_bytes(checkpoint.read("run.json"), where=checkpoint.url)
+
+
 def restore(state: TrainState, checkpoint: Artifact) -> None:
     """Make `state` what it was when the checkpoint was published.
 
@@ -71,9 +88,21 @@ def remove_checkpoints(layout: RunLayout) -> None:
 
     The manifests go first, so that no reader ever takes a part for a whole.
     """
-    keys = layout.storage.list(layout.checkpoints)
+    _remove(layout, layout.checkpoints)
+
+
+def _remove(layout: RunLayout, folder: str) -> None:
+    keys = layout.storage.list(folder)
     for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
         layout.storage.delete(key)
+
+
+def _verifies(layout: RunLayout, key: str) -> bool:
+    try:
+        open_artifact(layout.storage, key, CHECKPOINT).verify()
+    except ArtifactError:
+        return False
+    return True
 
 
 def _published(layout: RunLayout) -> list[str]:

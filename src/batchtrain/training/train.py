@@ -27,7 +27,12 @@ from batchtrain.spec.evaluation import TensorBoardSpec
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.run import RunSpec
 from batchtrain.spec.training import LossName
-from batchtrain.training.checkpoints import newest_checkpoint, restore, save_checkpoint
+from batchtrain.training.checkpoints import (
+    newest_checkpoint,
+    recorded_machine,
+    restore,
+    save_checkpoint,
+)
 from batchtrain.training.interrupt import stop_on_signals
 from batchtrain.training.loop import train_until_done
 from batchtrain.training.machine import MachineChoices, choose_machine, machine_in_force
@@ -59,7 +64,7 @@ def train_model(
     """
     spec = loaded.spec
     checkpoint = newest_checkpoint(layout, progress)
-    machine = _machine(spec, layout, progress, resumes=checkpoint is not None)
+    machine = _machine(spec, layout, checkpoint, progress)
     plan = make_plan(
         spec.training, num_rows=prepared.num_rows("train"), seed=spec.seed, lanes=prepared.lanes
     )
@@ -79,7 +84,7 @@ def train_model(
         request = stack.enter_context(stop_on_signals())
         worker = LocalWorker(plan, rows, device, request, gather_rows=machine.gather_rows)
         if not train_until_done(state, worker, plan, loss, watcher, measured):
-            raise _interrupted(state, save_checkpoint(state, layout))
+            raise _interrupted(state, save_checkpoint(state, machine, layout))
     return _write(state, spec, inputs, plan, machine, draft, loss.name), checkpoint is not None
 
 
@@ -105,21 +110,20 @@ class _Watcher:
 
 
 def _machine(
-    spec: RunSpec, layout: RunLayout, progress: Progress, *, resumes: bool
+    spec: RunSpec, layout: RunLayout, checkpoint: Artifact | None, progress: Progress
 ) -> MachineChoices:
     """The choices of the first start, which a resume uses again whatever the spec says now."""
     choices = choose_machine(spec.resources)
-    if resumes:
-        where = layout.storage.url(layout.run_record)
-        recorded = MachineChoices.from_bytes(layout.storage.read(layout.run_record), where=where)
-        for name, (then, now) in recorded.differences(choices).items():
-            progress.note(
-                f"resumed where {name} is {now!r}; the run began with {then!r} ({where}). What can "
-                "be chosen is kept as it was; the last bits may differ from a run without a break"
-            )
-        return recorded
-    layout.storage.write(layout.run_record, canonical_json(choices.to_json()))
-    return choices
+    if checkpoint is None:
+        layout.storage.write(layout.run_record, canonical_json(choices.to_json()))
+        return choices
+    recorded = recorded_machine(checkpoint)
+    for name, (then, now) in recorded.differences(choices).items():
+        progress.note(
+            f"resumed where {name} is {now!r}; the run began with {then!r} ({checkpoint.url}). What "
+            "can be chosen is kept as it was; the last bits may differ from a run without a break"
+        )
+    return recorded
 
 
 def _measured_splits(spec: RunSpec, prepared: PreparedData) -> list[str]:
