@@ -99,22 +99,24 @@ def machine_in_force(choices: MachineChoices) -> Iterator[torch.device]:
     So are the states of torch's random generators: a caller's own draws go on as if nothing ran.
     """
     devices = [torch.cuda.current_device()] if choices.device == "cuda" else []
-    threads = torch.get_num_threads()
-    deterministic = torch.are_deterministic_algorithms_enabled()
     if choices.device == "cuda":
         # cuBLAS reads this when it makes its first handle; without it sums differ run by run.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    # On one CPU thread nothing can differ, and the call imports a second of compilers.
+    is_needed = choices.device == "cuda" or choices.threads > 1
+    threads = torch.get_num_threads()
+    was_on = torch.are_deterministic_algorithms_enabled()
+    was_lenient = torch.is_deterministic_algorithms_warn_only_enabled()
     torch.set_num_threads(choices.threads)
-    if choices.device == "cuda" or choices.threads > 1:
-        # On one CPU thread nothing can differ, and the call imports a second of compilers.
+    if is_needed:
         torch.use_deterministic_algorithms(True)
     try:
         with torch.random.fork_rng(devices):
             yield torch.device(choices.device)
     finally:
         torch.set_num_threads(threads)
-        if torch.are_deterministic_algorithms_enabled() != deterministic:
-            torch.use_deterministic_algorithms(deterministic)
+        if is_needed:
+            torch.use_deterministic_algorithms(was_on, warn_only=was_lenient)
 
 
 def _cpu_capability() -> str:

@@ -120,8 +120,8 @@ def _machine(
     recorded = recorded_machine(checkpoint)
     for name, (then, now) in recorded.differences(choices).items():
         progress.note(
-            f"resumed where {name} is {now!r}; the run began with {then!r} ({checkpoint.url}). What "
-            "can be chosen is kept as it was; the last bits may differ from a run without a break"
+            f"resumed where {name} is {now!r}; the run began with {then!r} ({checkpoint.url}). "
+            "What can be chosen stays as it was; the last bits may differ from an unbroken run"
         )
     return recorded
 
