@@ -35,6 +35,7 @@ from batchtrain.prediction import predict as predict_module
 from batchtrain.prediction.loaded import LoadedBundle, load_bundle
 from batchtrain.prediction.predict import Predicted, predict_file
 from batchtrain.progress import Progress
+from batchtrain.scoring import CustomCode
 from tests.support.builders import all_files, mixed_table, quantity_table, run, spec_for, write_table
 
 
@@ -198,19 +199,43 @@ def test_d08_what_happens_to_the_rows_is_counted_and_said(tmp_path: Path) -> Non
     assert same_bits(without_id(alone), without_id(found.slice(1)))
 
 
-def test_a_row_without_a_finite_output_is_counted_as_one_without_a_prediction(
+LOGARITHM = """
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, inputs):
+        super().__init__()
+        self.line = nn.Linear(inputs.num_numeric, inputs.num_outputs)
+
+    def forward(self, numeric, codes):
+        return self.line(numeric.log())
+"""
+
+
+def test_p7_a_row_without_a_finite_output_is_counted_as_one_without_a_prediction(
     tmp_path: Path,
 ) -> None:
-    table = quantity_table(120, features=2)
-    result = run(spec_for(tmp_path, table, target="y", model={"kind": "mlp", "hidden": [64, 64]}))
-    model = load_bundle(bundle_folder(result))
-    # Within float32 as features, beyond it as products.
-    huge = pa.table({"x0": [0.0, 3e38, 3e38, -3e38], "x1": [0.0, 3e38, -3e38, 3e38]})
-    found, counts = model.predict_table(huge)
-    values = found["prediction"]
-    missing = values.null_count
-    assert missing == counts.unusable
-    assert np.isfinite(values.drop_null().to_numpy()).all()
+    (tmp_path / "unit_net_log.py").write_text(LOGARITHM)
+    values = np.linspace(1, 2, 60)
+    loaded = spec_for(
+        tmp_path,
+        pa.table({"x": values, "y": values}),
+        target="y",
+        data={"columns": {"x": {"kind": "numeric", "scale": "none"}}},
+        model={"kind": "custom", "target": "unit_net_log:Net"},
+    )
+    bundle = run(loaded, allow_code=["unit_net_log"]).bundle
+    assert bundle is not None
+    model = LoadedBundle(bundle, CustomCode("unit_net_log:Net", ["unit_net_log"], tmp_path))
+    found, counts = model.predict_table(pa.table({"x": [1.5, -1.0, 0.0, 2.0]}))
+    assert [value is None for value in found["prediction"].to_pylist()] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert (counts.rows, counts.unusable) == (4, 2)
 
 
 @pytest.mark.parametrize(

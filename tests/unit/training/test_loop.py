@@ -101,7 +101,9 @@ def batches(*sizes: int, seed: int = 0, slope: float = 2.0) -> list[Batch]:
     return made
 
 
-def new_state(spec: Any = None, *, stop: EarlyStop | None = None, dropout: bool = False) -> TrainState:
+def new_state(
+    spec: Any = None, *, stop: EarlyStop | None = None, dropout: bool = False
+) -> TrainState:
     torch.default_generator.manual_seed(0)
     model = LineNet()
     model.dropout.p = 0.5 if dropout else 0.0
@@ -186,9 +188,7 @@ def test_a_stop_comes_back_between_two_steps_and_the_next_call_goes_on(stop_at: 
 
 
 @pytest.mark.parametrize("flush", [1, 2, 3, 64])
-def test_where_losses_are_read_changes_nothing(
-    monkeypatch: pytest.MonkeyPatch, flush: int
-) -> None:
+def test_where_losses_are_read_changes_nothing(monkeypatch: pytest.MonkeyPatch, flush: int) -> None:
     monkeypatch.setattr(loop, "FLUSH_STEPS", flush)
     state = new_state()
     _done, heard = go(state, FakeWorker(batches(4, 4, 4, 4, 1), batches(5, seed=1)), epochs=2)
@@ -310,9 +310,7 @@ def test_d01_a_worker_serves_the_global_batches_of_the_order(
 ) -> None:
     num_rows = 23
     plan = TrainingPlan(num_rows, batch_rows, -(-num_rows // batch_rows), 2, seed=5, lanes=lanes)
-    worker = LocalWorker(
-        plan, {"train": rows(num_rows)}, torch.device("cpu"), gather_rows=gather
-    )
+    worker = LocalWorker(plan, {"train": rows(num_rows)}, torch.device("cpu"), gather_rows=gather)
     for epoch in (0, 1):
         order = epoch_order(num_rows, lanes=lanes, seed=5, epoch=epoch)
         served = list(worker.batches(epoch, 0))
@@ -362,7 +360,8 @@ def test_the_automatic_batch_is_a_fortieth_of_the_rows_as_a_power_of_two(
 
 
 @pytest.mark.parametrize(
-    ("asked", "rows_per_batch", "steps"), [("full", 70, 1), ("auto", 32, 3), (70, 70, 1), (69, 69, 2)]
+    ("asked", "rows_per_batch", "steps"),
+    [("full", 70, 1), ("auto", 32, 3), (70, 70, 1), (69, 69, 2)],
 )
 def test_a_plan_resolves_the_batch_size(asked: Any, rows_per_batch: int, steps: int) -> None:
     plan = make_plan(TrainingSpec(batch_size=asked, epochs=9), num_rows=70, seed=3, lanes=2)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from batchtrain.pipeline import RunResult
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.training import loop
-from batchtrain.training.machine import MachineChoices
+from batchtrain.training.machine import MachineChoices, choose_machine
 from batchtrain.training.stage import train
 from tests.support.builders import (
     all_files,
@@ -258,34 +258,32 @@ def test_r31_where_all_checkpoints_are_damaged_nothing_begins_anew_in_silence(
     ("name", "value"), [("torch", "1.0"), ("capability", "DEFAULT"), ("threads", 7)]
 )
 def test_r11_a_resume_on_another_machine_is_never_silent(
-    tmp_path: Path, name: str, value: object
+    tmp_path: Path, name: str, value: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = spec_for(tmp_path, mixed_table(60))
     stop_training(loaded, 1)
-    record = storage_of(loaded).root / layout_for(loaded).run_record
-    choices = json.loads(record.read_bytes())
-    record.write_text(json.dumps({**choices, name: value}))
+    here = choose_machine(loaded.spec.resources)
+    elsewhere = replace(here, **{name: value})
+    monkeypatch.setattr("batchtrain.training.train.choose_machine", lambda _: elsewhere)
     _trained, status, notes = go_on(loaded)
     assert status == "resumed"
     assert len(notes) == 1
     assert name in notes[0]
     assert repr(value) in notes[0]
-    assert repr(choices[name]) in notes[0]
+    assert repr(getattr(here, name)) in notes[0]
 
 
-@pytest.mark.parametrize("record", [b"", b"{", b"[]", b"{}", b'{"device": "cpu"}', None])
-def test_a_lost_or_torn_record_of_the_machine_is_a_clear_error(
-    tmp_path: Path, record: bytes | None
-) -> None:
+def test_a_resume_does_not_need_the_record_beside_the_checkpoint(tmp_path: Path) -> None:
     loaded = spec_for(tmp_path, mixed_table(60))
     stop_training(loaded, 1)
-    path = storage_of(loaded).root / layout_for(loaded).run_record
-    if record is None:
-        path.unlink()
-    else:
-        path.write_bytes(record)
+    (storage_of(loaded).root / layout_for(loaded).run_record).unlink()
+    assert go_on(loaded)[1] == "resumed"
+
+
+@pytest.mark.parametrize("record", [b"", b"{", b"[]", b"{}", b'{"device": "cpu"}'])
+def test_what_is_no_record_of_a_machine_is_a_clear_error(record: bytes) -> None:
     with pytest.raises(ArtifactError, match=r"run\.json"):
-        go_on(loaded)
+        MachineChoices.from_bytes(record, where="run.json")
 
 
 def test_a_record_of_the_machine_comes_back_as_it_was(tmp_path: Path) -> None:
