@@ -271,8 +271,8 @@ def _refused(target: str, message: str, hint: str) -> SpecError:
 def _not_found(target: str, module_name: str) -> SpecError:
     return _refused(
         target,
-        f"no module {module_name!r} on the Python path or beside the spec file",
-        "Install the package, or put it into the spec file's folder.",
+        f"no module {module_name!r} on the Python path or in the folder of the command",
+        "Install the package, or put it beside the spec (for a bundle: into the working directory).",
     )
 
 

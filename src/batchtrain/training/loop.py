@@ -107,6 +107,7 @@ class StepLosses:
         first_step = self.state.step - len(values)
         for place, (value, rows) in enumerate(zip(values, self._rows, strict=True)):
             if not math.isfinite(value):
+                self.watcher.steps_done(first_step, values[:place])
                 raise DivergedError(
                     f"expected a finite training loss, found {value} in step {first_step + place} "
                     f"(epoch {self.state.epoch + 1}). Lower `training.optimizer.lr`, or look for "
@@ -151,11 +152,16 @@ def _finish_epoch(
 
 
 def _decide(state: TrainState, record: dict[str, Any]) -> None:
-    """What an epoch's validation loss (or the training loss, where there is none) decides."""
+    """What an epoch's validation loss decides: the best weights, the next rate, whether to stop.
+
+    Without a validation split the last weights count as the best: the training loss of an epoch is
+    measured before its steps, so it says little about the weights after them.
+    """
     valid_loss = record.get("valid_loss")
-    deciding = record["train_loss"] if valid_loss is None else valid_loss
-    if deciding < state.best_loss:
-        state.best_loss, state.best_epoch = deciding, state.epoch
+    if valid_loss is None:
+        state.best_epoch = state.epoch
+    elif valid_loss < state.best_loss:
+        state.best_loss, state.best_epoch = valid_loss, state.epoch
         state.best_weights = weights_of(state.model)
     state.schedule.step(state.epoch - 1, valid_loss)
     if state.early_stop is not None and valid_loss is not None:

@@ -35,9 +35,10 @@ class TrainState:
         step: Global steps taken.
         loss_sum: Sum over the rows of the epoch so far of their batch's mean loss.
         loss_rows: Rows of the epoch so far.
-        best_epoch: The epoch with the lowest deciding loss; 0 before the first.
-        best_loss: That loss.
-        best_weights: The weights after that epoch.
+        best_epoch: The epoch with the lowest validation loss, or without one the latest epoch; 0
+            before the first.
+        best_loss: That validation loss; inf without one.
+        best_weights: The weights after that epoch; empty without a validation loss.
         stopped: Whether early stopping has ended the run.
         history: One record an epoch; it holds no time and no host.
     """
@@ -59,6 +60,10 @@ class TrainState:
     def learning_rate(self) -> float:
         """The rate of the next step."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def kept_weights(self) -> dict[str, Tensor]:
+        """The weights that the trained model is known by: the best, or else the last."""
+        return self.best_weights or weights_of(self.model)
 
     def to_bytes(self) -> tuple[bytes, bytes]:
         """All tensors as safetensors, and the rest as JSON."""

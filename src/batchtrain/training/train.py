@@ -209,7 +209,7 @@ def _write(
 ) -> dict[str, Any]:
     """Write the files of the trained model and return the manifest's content."""
     history = "".join(f"{json.dumps(record, allow_nan=False)}\n" for record in state.history)
-    draft.add("best.safetensors", safetensors.torch.save(state.best_weights))
+    draft.add("best.safetensors", safetensors.torch.save(state.kept_weights()))
     draft.add("last.safetensors", safetensors.torch.save(weights_of(state.model)))
     draft.add("history.jsonl", history.encode())
     draft.add_json("run.json", machine.to_json())

@@ -18,7 +18,6 @@ from batchtrain.artifacts import (
     Draft,
     find_artifact,
     open_artifact,
-    remove_artifact,
     reuse_or_build,
 )
 from batchtrain.artifacts.artifact import MANIFEST
@@ -126,6 +125,27 @@ def test_r28_a_create_that_won_but_was_told_otherwise_keeps_its_files() -> None:
     storage = Forgetful()
     made, _status = build(storage)
     assert made.verify() == len(FILES)
+
+
+def test_files_are_kept_where_nobody_can_tell_whether_they_are_published() -> None:
+    inner = MemoryStorage()
+
+    class Lost(MemoryStorage):
+        def create(self, key: str, data: bytes) -> bool:
+            super().create(key, data)
+            self.is_lost = True
+            raise StorageError("no answer")
+
+        def read(self, key: str) -> bytes:
+            if getattr(self, "is_lost", False):
+                raise StorageError("no answer")
+            return super().read(key)
+
+    with pytest.raises(StorageError):
+        build(Lost(inner.files))
+    found = find_artifact(inner, KEY, THING)
+    assert found is not None
+    assert found.verify() == len(FILES)
 
 
 def test_the_loser_of_a_race_returns_the_winners_artifact(storage: FolderStorage) -> None:
@@ -299,20 +319,6 @@ def test_a_manifest_that_points_outside_reads_nothing(storage: FolderStorage, pa
     manifest.write_text(json.dumps(document))
     with pytest.raises((ArtifactError, StorageError)):
         open_artifact(storage, KEY, THING).read("a.bin")
-
-
-def test_removing_takes_the_manifest_first() -> None:
-    deleted = []
-
-    class Watched(MemoryStorage):
-        def delete(self, key: str) -> None:
-            deleted.append(key)
-            super().delete(key)
-
-    storage = Watched()
-    remove_artifact(publish(storage, FILES))
-    assert deleted[0] == f"{KEY}/{MANIFEST}"
-    assert storage.files == {}
 
 
 def test_the_digest_knows_what_an_artifact_holds_and_not_where() -> None:

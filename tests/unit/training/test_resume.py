@@ -13,19 +13,24 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from batchtrain.artifacts import RunLayout
+from batchtrain.artifacts.artifact import MANIFEST
 from batchtrain.artifacts.trained import TrainedModel
 from batchtrain.errors import ArtifactDamagedError, ArtifactError, InterruptedRunError
 from batchtrain.pipeline import RunResult
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.training import loop
+from batchtrain.training.checkpoints import remove_checkpoints
 from batchtrain.training.machine import MachineChoices, choose_machine
 from batchtrain.training.stage import train
 from tests.support.builders import (
+    MemoryStorage,
     all_files,
     layout_for,
     mixed_table,
     prepared_for,
+    publish,
     quantity_table,
     run,
     spec_for,
@@ -240,6 +245,21 @@ def test_a_damaged_checkpoint_does_not_stand_in_the_way_of_a_good_one(
     stop_training(loaded, 3)  # from step 2 to step 5 again
     _trained, status, notes = go_on(loaded)
     assert (status, notes) == ("resumed", [])
+
+
+def test_r05_checkpoints_are_removed_manifests_first() -> None:
+    class Watched(MemoryStorage):
+        def delete(self, key: str) -> None:
+            deleted.append(key)
+            super().delete(key)
+
+    deleted: list[str] = []
+    layout = RunLayout(Watched(), "run", "0123456789ab")
+    for step in (1, 2):
+        publish(layout.storage, {"state": b"x"}, key=layout.checkpoint(step))
+    remove_checkpoints(layout)
+    assert layout.storage.list("") == []
+    assert [key.endswith(MANIFEST) for key in deleted] == [True, True, False, False]
 
 
 def test_r31_where_all_checkpoints_are_damaged_nothing_begins_anew_in_silence(
