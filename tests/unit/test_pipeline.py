@@ -93,7 +93,10 @@ def test_p5_what_is_published_is_used_by_every_later_spec_that_needs_it(tmp_path
     assert first.prepared is not None
     assert renamed.prepared.artifact.key == first.prepared.artifact.key
     assert renamed.stages[0].status == "reused"
-    for elsewhere in ({"resources": {"cpus_per_worker": 1, "device": "cpu"}}, {"engine": "embedded"}):
+    for elsewhere in (
+        {"resources": {"cpus_per_worker": 1, "device": "cpu"}},
+        {"engine": "embedded"},
+    ):
         again = run(spec_for(tmp_path, **elsewhere))
         assert [stage.status for stage in again.stages] == ["reused"] * 4
 

@@ -272,7 +272,7 @@ def _not_found(target: str, module_name: str) -> SpecError:
     return _refused(
         target,
         f"no module {module_name!r} on the Python path or in the folder of the command",
-        "Install the package, or put it beside the spec (for a bundle: into the working directory).",
+        "Install the package, or put it beside the spec (of a bundle: the working directory).",
     )
 
 

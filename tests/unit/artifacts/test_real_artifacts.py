@@ -47,8 +47,12 @@ def test_an_artifact_is_the_same_value_made_or_read(finished: Any) -> None:
 def test_nothing_lies_in_a_published_folder_that_the_manifest_does_not_name(finished: Any) -> None:
     for name, artifact in artifacts_of(finished):
         folder = folder_of(artifact)
-        found = {each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file()}
-        assert found == {MANIFEST, *(entry.path for entry in artifact.manifest.files.values())}, name
+        found = {
+            each.relative_to(folder).as_posix() for each in folder.rglob("*") if each.is_file()
+        }
+        assert found == {MANIFEST, *(entry.path for entry in artifact.manifest.files.values())}, (
+            name
+        )
 
 
 def test_no_artifact_holds_pickled_bytes(finished: Any) -> None:

@@ -36,7 +36,9 @@ def test_metrics_are_those_of_the_published_predictions(finished: Any) -> None:
         rows, found = result.prepared.load(split), predictions(result, split)
         names = np.array(["a", "b", "c"])[rows.target]
         measured = result.report.metrics[split]
-        assert measured["accuracy"] == pytest.approx(oracle.accuracy_score(names, found["prediction"]))
+        assert measured["accuracy"] == pytest.approx(
+            oracle.accuracy_score(names, found["prediction"])
+        )
         expected = oracle.f1_score(names, found["prediction"], average="macro")
         assert measured["f1_macro"] == pytest.approx(expected)
         probabilities = np.stack([found[f"probability_{name}"] for name in "abc"], axis=1)

@@ -64,7 +64,9 @@ def test_a_model_that_misses_a_threshold_is_reported_but_not_exported(
     tmp_path: Path, threshold: str
 ) -> None:
     loaded = spec_for(
-        tmp_path, mixed_table(90), evaluation={"require": {"accuracy": threshold, "f1_macro": ">= 0"}}
+        tmp_path,
+        mixed_table(90),
+        evaluation={"require": {"accuracy": threshold, "f1_macro": ">= 0"}},
     )
     for _again in range(2):
         with pytest.raises(ModelRejectedError, match=r"accuracy: expected") as caught:

@@ -36,7 +36,14 @@ from batchtrain.prediction.loaded import LoadedBundle, load_bundle
 from batchtrain.prediction.predict import Predicted, predict_file
 from batchtrain.progress import Progress
 from batchtrain.scoring import CustomCode
-from tests.support.builders import all_files, mixed_table, quantity_table, run, spec_for, write_table
+from tests.support.builders import (
+    all_files,
+    mixed_table,
+    quantity_table,
+    run,
+    spec_for,
+    write_table,
+)
 
 
 def bundle_folder(result: RunResult) -> Path:
@@ -64,7 +71,9 @@ def without_id(table: pa.Table) -> pa.Table:
 def same_bits(found: pa.Table, expected: pa.Table) -> bool:
     """As `equals`, but -0.0 and 0.0 are different."""
     return found.schema == expected.schema and all(
-        np.array_equal(found[name].to_numpy().view(np.int32), expected[name].to_numpy().view(np.int32))
+        np.array_equal(
+            found[name].to_numpy().view(np.int32), expected[name].to_numpy().view(np.int32)
+        )
         if pa.types.is_float32(found.schema.field(name).type)
         else found[name].equals(expected[name])
         for name in expected.column_names
@@ -116,8 +125,9 @@ def test_p9_raw_rows_give_exactly_what_evaluation_published(tmp_path: Path, name
     for out in ("out.parquet", "out.csv"):
         predict(model, tmp_path / "again.csv", tmp_path / out)
     assert same_bits(pq.read_table(tmp_path / "out.parquet"), whole.combine_chunks())
-    text = pa_csv.read_csv(tmp_path / "out.csv", convert_options=pa_csv.ConvertOptions(
-        column_types=whole.schema))
+    text = pa_csv.read_csv(
+        tmp_path / "out.csv", convert_options=pa_csv.ConvertOptions(column_types=whole.schema)
+    )
     assert same_bits(text.combine_chunks(), whole.combine_chunks())
 
 
@@ -132,9 +142,7 @@ def test_d28_where_blocks_are_cut_does_not_show(
     assert again == counts
     source = write_table(tmp_path / "rows.parquet", finished.table)
     read = predict_module.read_blocks
-    monkeypatch.setattr(
-        predict_module, "read_blocks", lambda *some: read(*some, block_rows=33)
-    )
+    monkeypatch.setattr(predict_module, "read_blocks", lambda *some: read(*some, block_rows=33))
     done = predict(model, source, tmp_path / "out.parquet")
     assert same_bits(pq.read_table(tmp_path / "out.parquet"), whole.combine_chunks())
     assert done.counts == counts
@@ -149,9 +157,7 @@ def test_a_frame_comes_back_as_a_frame_with_names_and_probabilities(finished: An
     assert found["row_id"].tolist() == list(range(400))
     probabilities = found[[f"probability_{name}" for name in "abc"]].to_numpy()
     assert np.allclose(probabilities.sum(axis=1), 1, atol=1e-6)
-    assert found["prediction"].tolist() == [
-        "abc"[code] for code in probabilities.argmax(axis=1)
-    ]
+    assert found["prediction"].tolist() == ["abc"[code] for code in probabilities.argmax(axis=1)]
 
 
 def test_a_single_row_is_predicted_as_it_would_be_among_others(finished: Any) -> None:
@@ -161,8 +167,8 @@ def test_a_single_row_is_predicted_as_it_would_be_among_others(finished: Any) ->
     for number, row in enumerate(rows):
         row.pop("label")
         found = model.predict({name: [value] for name, value in row.items()})
-        assert found.drop(columns="row_id").iloc[0].equals(
-            whole.drop(columns="row_id").iloc[number]
+        assert (
+            found.drop(columns="row_id").iloc[0].equals(whole.drop(columns="row_id").iloc[number])
         )
 
 
@@ -309,9 +315,7 @@ def test_an_output_that_appears_meanwhile_is_not_written_over_either(
 
 
 @pytest.mark.parametrize("source", ["input", "input/*.csv", "input/rows.csv"])
-def test_an_output_inside_the_input_is_refused(
-    finished: Any, tmp_path: Path, source: str
-) -> None:
+def test_an_output_inside_the_input_is_refused(finished: Any, tmp_path: Path, source: str) -> None:
     model = load_bundle(bundle_folder(finished.result))
     (tmp_path / "input").mkdir()
     write_table(tmp_path / "input" / "rows.csv", finished.table)

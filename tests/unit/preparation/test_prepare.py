@@ -97,7 +97,9 @@ def test_d01_every_row_is_in_one_split_or_counted_as_dropped(tmp_path: Path, spl
         assert len(loaded) == prepared.num_rows(place)
         # In the order of the input, and each with the target of its own row.
         assert np.array_equal(loaded.row_id, np.sort(loaded.row_id))
-        names = [prepared.preprocessing_state()["target"]["classes"][code] for code in loaded.target]
+        names = [
+            prepared.preprocessing_state()["target"]["classes"][code] for code in loaded.target
+        ]
         assert names == table["label"].take(loaded.row_id).to_pylist()
 
 
@@ -133,8 +135,10 @@ def wild(table: pa.Table, rows: np.ndarray, *, targets: bool) -> pa.Table:
             other = pc.invert(column)
         else:
             numbers = np.where(np.arange(table.num_rows) % 3 == 0, -1e30, 1e30)
-            other = pa.array(numbers) if pa.types.is_floating(column.type) else pa.array(
-                np.full(table.num_rows, 2**50)
+            other = (
+                pa.array(numbers)
+                if pa.types.is_floating(column.type)
+                else pa.array(np.full(table.num_rows, 2**50))
             )
         columns[name] = pc.if_else(chosen, other, column)
     return pa.table(columns)
@@ -324,7 +328,9 @@ def test_d15_any_column_name_works(tmp_path: Path, name: str) -> None:
     rows, _numbers = prepared_for(spec_for(folder(tmp_path, "f"), feature)).golden_rows()
     assert name in rows.column_names
     target = table.rename_columns([*table.column_names[:-1], name])
-    rows, _numbers = prepared_for(spec_for(folder(tmp_path, "t"), target, target=name)).golden_rows()
+    rows, _numbers = prepared_for(
+        spec_for(folder(tmp_path, "t"), target, target=name)
+    ).golden_rows()
     assert rows.column_names == table.column_names[:-1]
 
 
