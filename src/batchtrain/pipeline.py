@@ -201,8 +201,9 @@ def _measured(report: EvaluationReport) -> str:
 def _stage_rows(records: Sequence[StageRecord], layout: RunLayout) -> list[StageRow]:
     """The stages so far, each with the time that it took when it was built."""
     built: dict[str, dict[str, Any]] = {}
-    with suppress(FileNotFoundError, ValueError):
-        built = json.loads(layout.storage.read(layout.stage_log))
+    with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
+        found = json.loads(layout.storage.read(layout.stage_log))
+        built = {name: dict(entry) for name, entry in found.items() if "seconds" in entry}
     for record in records:
         if record.status != "reused" or record.name not in built:
             built[record.name] = asdict(record)

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from batchtrain.artifacts.artifact import Artifact
@@ -126,7 +127,7 @@ class Scorer:
         )
         try:
             model.load_state_dict(safetensors.torch.load(artifact.read(weights)))
-        except RuntimeError as error:
+        except (RuntimeError, SafetensorError) as error:
             raise ArtifactError(
                 f"expected the weights of {content['model']} in {artifact.url}, found others "
                 f"({error}). The artifact is damaged; make it anew"
@@ -202,9 +203,9 @@ def prediction_table(
 ) -> pa.Table:
     """Predictions as people read them: `row_id`, `prediction`, and a probability for each class.
 
-    A row that could not be used has nulls.
+    A row that could not be used, or for which the model gives no finite number, has nulls.
     """
-    unusable = np.isnan(outputs).any(axis=1)
+    unusable = ~np.isfinite(outputs).all(axis=1)
     columns: dict[str, pa.Array] = {"row_id": pa.array(row_id, type=pa.int64())}
     if target.task == "regression":
         columns["prediction"] = pa.array(outputs[:, 0], mask=unusable)

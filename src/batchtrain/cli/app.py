@@ -312,6 +312,7 @@ def _predict_table(loaded: Any, data: str, out: Path, *, as_json: bool) -> None:
                 "out": str(out),
                 "rows": done.counts.rows,
                 "unusable": done.counts.unusable,
+                "not_finite": done.counts.not_finite,
                 "filled": done.counts.filled,
                 "unseen": done.counts.unseen,
                 "ignored": done.ignored,

@@ -31,12 +31,14 @@ class PredictionCounts:
     Attributes:
         rows: All rows.
         unusable: Rows without a prediction: a value is missing whose policy was `drop`.
+        not_finite: Rows without a prediction: the model gives no finite number for them.
         filled: Column to missing values that were replaced.
         unseen: Column to values that the training rows did not have; they count as unknown.
     """
 
     rows: int = 0
     unusable: int = 0
+    not_finite: int = 0
     filled: Counter[str] = field(default_factory=Counter)
     unseen: Counter[str] = field(default_factory=Counter)
 
@@ -52,6 +54,10 @@ class PredictionCounts:
         if self.unusable:
             found.append(
                 f"{self.unusable} rows have no prediction: they lack a value that training needs"
+            )
+        if self.not_finite:
+            found.append(
+                f"{self.not_finite} rows have no prediction: the model gives no finite number"
             )
         return found
 
@@ -109,7 +115,9 @@ class LoadedBundle:
         for block in blocks:
             scored = self._scorer.score(block, first_row=first_row)
             counts.rows += block.num_rows
-            counts.unusable += int((~scored.features.usable).sum())
+            usable = scored.features.usable
+            counts.unusable += int((~usable).sum())
+            counts.not_finite += int((usable & ~np.isfinite(scored.outputs).all(axis=1)).sum())
             counts.filled.update(scored.features.filled)
             counts.unseen.update(scored.features.unseen)
             row_id = np.arange(first_row, first_row + block.num_rows, dtype=np.int64)

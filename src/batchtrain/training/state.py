@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -95,10 +96,10 @@ class TrainState:
             ArtifactError: If it belongs to another model or spec.
         """
         saved: Mapping[str, Any] = json.loads(document)
-        loaded = safetensors.torch.load(tensors)
         try:
+            loaded = safetensors.torch.load(tensors)
             self.model.load_state_dict(_below(loaded, MODEL))
-        except RuntimeError as error:
+        except (RuntimeError, SafetensorError) as error:
             raise ArtifactError(
                 f"expected a checkpoint of this model in {where}, found another's ({error}). "
                 "Delete the run's folder to start it anew"

@@ -209,15 +209,9 @@ def test_d14_an_infinite_training_value_is_refused_with_column_and_row(value: fl
 
 
 @pytest.mark.parametrize("size", [1e155, 1e200, 1.7e308])
-def test_values_whose_squares_overflow_are_refused_or_scaled_never_infinite(size: float) -> None:
-    values = pa.array([size, -size, size / 2, size] * 5)
-    try:
-        found = fitted_of(values, numeric())
-    except DataError as error:
-        assert "'x'" in str(error)
-    else:
-        assert math.isfinite(found.offset)
-        assert math.isfinite(found.divisor)
+def test_d14_values_whose_squares_overflow_are_refused_by_column(size: float) -> None:
+    with pytest.raises(DataError, match="'x'"):
+        fitted_of(pa.array([size, -size, size / 2, size] * 5), numeric())
 
 
 @pytest.mark.parametrize(
