@@ -241,7 +241,7 @@ def test_p7_a_row_without_a_finite_output_is_counted_as_one_without_a_prediction
         True,
         False,
     ]
-    assert (counts.rows, counts.unusable) == (4, 2)
+    assert (counts.rows, counts.not_finite) == (4, 2)
 
 
 @pytest.mark.parametrize(
