@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
+import errno
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from batchtrain.training import loop
+from batchtrain.training import tracking
 from tests.support.builders import (
     layout_for,
     mixed_table,
@@ -25,18 +24,16 @@ def event_files(folder: Path) -> set[Path]:
     return set(folder.rglob("events.out.tfevents*"))
 
 
-def test_a_run_whose_event_files_vanish_ends_as_any_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.xfail(strict=True, reason="to be decided: may a failing event log end a run?")
+@pytest.mark.parametrize("call", ["steps", "epoch", "close"])
+def test_r26_a_run_whose_event_files_cannot_be_written_ends_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tracking.TensorBoardLog, call, refuse)
     loaded = spec_for(tmp_path, mixed_table(60), tracking=WATCHED)
-    folder = storage_of(loaded).root / layout_for(loaded).tensorboard
-    add = loop.StepLosses.add
-
-    def add_and_remove(self: loop.StepLosses, *arguments: Any) -> None:
-        add(self, *arguments)
-        shutil.rmtree(folder, ignore_errors=True)
-
-    monkeypatch.setattr(loop.StepLosses, "add", add_and_remove)
     assert run(loaded, last="train").stages[-1].status == "built"
 
 
