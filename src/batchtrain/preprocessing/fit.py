@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from batchtrain.errors import DataError
@@ -44,6 +45,12 @@ def fit_preprocessor(
 
 def _fit_numeric(name: str, spec: NumericColumn, found: NumericStatistics) -> FittedColumn:
     _require_values(name, found.count)
+    if not math.isfinite(found.m2):
+        raise DataError(
+            f"column {name!r}: expected numbers whose squares fit a float64, found "
+            f"{found.minimum:g} to {found.maximum:g}. Divide the column by a constant, or list it "
+            "under data.exclude"
+        )
     fill: float | None = None
     if spec.missing == "mean":
         fill = found.mean

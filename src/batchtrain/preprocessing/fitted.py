@@ -133,7 +133,7 @@ class FittedPreprocessor:
             )
             target = dict(document["target"])
             fitted_target = FittedTarget(**{**target, "classes": tuple(target["classes"])})
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(
                 f"expected a preprocessing state in {where}, found something else ({error!r}). "
                 "Make the artifact anew"

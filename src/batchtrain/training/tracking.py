@@ -21,13 +21,13 @@ class TensorBoardLog:
     `Accuracy/<split>` in percent (or `R2/<split>`) and `learning_rate` by epoch; the graph.
     """
 
-    def __init__(self, folder: Path, *, every_steps: int, purge_step: int | None) -> None:
+    def __init__(self, folder: Path, *, every_steps: int, purge_step: int) -> None:
         """Open the event files.
 
         Args:
             folder: Where they go.
             every_steps: Every how many steps `Loss/train` is written.
-            purge_step: On a resume, the step from which on older events are void.
+            purge_step: The step from which on older events in the folder are void.
         """
         self._writer = SummaryWriter(str(folder), purge_step=purge_step)
         self._every_steps = every_steps

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +76,9 @@ def train_model(
         state = _new_state(loaded, inputs, plan, device, machine, allow_code)
         if checkpoint is not None:
             restore(state, checkpoint)
-        log = _open_log(loaded, layout, state, inputs, resumes=checkpoint is not None)
-        if log is not None:
-            stack.callback(log.close)
+        log = _open_log(loaded, layout, state, inputs)
         watcher = _Watcher(progress, log, spec.tracking.monitor, plan.epochs)
+        stack.callback(watcher.close)
         request = stack.enter_context(stop_on_signals())
         worker = LocalWorker(plan, rows, device, request, gather_rows=machine.gather_rows)
         if not train_until_done(state, worker, plan, loss, watcher, measured):
@@ -90,7 +88,10 @@ def train_model(
 
 @dataclass
 class _Watcher:
-    """Hands what happens to the terminal and to TensorBoard."""
+    """Hands what happens to the terminal and to TensorBoard.
+
+    A full disk under the event files is no reason to lose a model: the log ends, the run does not.
+    """
 
     progress: Progress
     log: TensorBoardLog | None
@@ -99,14 +100,27 @@ class _Watcher:
 
     def steps_done(self, first_step: int, losses: Sequence[float]) -> None:
         """See `Watcher.steps_done`."""
-        if self.log is not None:
-            self.log.steps(first_step, losses)
+        self._write(lambda log: log.steps(first_step, losses))
 
     def epoch_done(self, record: dict[str, Any]) -> None:
         """See `Watcher.epoch_done`."""
         self.progress.epoch_finished(record, self.epochs)
-        if self.log is not None:
-            self.log.epoch(record, self.monitored)
+        self._write(lambda log: log.epoch(record, self.monitored))
+
+    def close(self) -> None:
+        """Write everything out; also on failure."""
+        self._write(lambda log: log.close())
+
+    def _write(self, call: Callable[[TensorBoardLog], None]) -> None:
+        if self.log is None:
+            return
+        try:
+            call(self.log)
+        except OSError as error:
+            self.progress.note(
+                f"the event files for TensorBoard end here, they cannot be written: {error}"
+            )
+            self.log = None
 
 
 def _machine(
@@ -167,21 +181,22 @@ def _new_state(
 
 
 def _open_log(
-    loaded: LoadedSpec, layout: RunLayout, state: TrainState, inputs: ModelInputs, *, resumes: bool
+    loaded: LoadedSpec, layout: RunLayout, state: TrainState, inputs: ModelInputs
 ) -> TensorBoardLog | None:
-    """Open the event files; a run that begins anew does not mix with what an earlier try left."""
+    """Open the event files; what an earlier try wrote from this step on is void, not deleted.
+
+    Another process may be training the same run and writing to the same folder.
+    """
     wanted = loaded.spec.tracking.tensorboard
     if wanted is False:
         return None
     folder = Path(layout.storage.url(layout.tensorboard))
     if isinstance(wanted, TensorBoardSpec):
         folder = loaded.path.parent / wanted.dir / layout.root
-    if not resumes:
-        shutil.rmtree(folder, ignore_errors=True)
     log = TensorBoardLog(
         folder,
         every_steps=loaded.spec.tracking.log_every_steps,
-        purge_step=state.step if resumes else None,
+        purge_step=state.step,
     )
     device = next(state.model.parameters()).device
     numeric_BF = torch.zeros(2, inputs.num_numeric, device=device)
