@@ -41,6 +41,7 @@ __all__ = ["CASES", "Case", "main"]
 OURS, LOGGED, BARE, LOADER = "ours", "ours + TensorBoard", "bare loop", "DataLoader"
 PAIRS = ((OURS, BARE), (OURS, LOADER), (LOGGED, BARE), (LOGGED, OURS))
 LOG_EVERY_STEPS = 10
+MAX_EPOCHS = 10_000
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,8 @@ class Case:
         return f"batch {self.batch_rows}"
 
     def plan(self) -> TrainingPlan:
-        """The plan of an epoch."""
-        spec = TrainingSpec(epochs=1, batch_size=self.batch_rows)
+        """The plan of more epochs than there are rounds; each round takes one of them."""
+        spec = TrainingSpec(epochs=MAX_EPOCHS, batch_size=self.batch_rows)
         return make_plan(spec, num_rows=self.num_rows, seed=SEED, lanes=1)
 
 
@@ -101,7 +102,7 @@ def measured(case: Case, rounds: int) -> dict[str, list[Taken]]:
     rows, plan = made_rows(case.num_rows), case.plan()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        log = TensorBoardLog(folder, every_steps=LOG_EVERY_STEPS, purge_step=None)
+        log = TensorBoardLog(folder, every_steps=LOG_EVERY_STEPS, purge_step=0)
         stack.callback(log.close)
         loops: dict[str, OurLoop | BareLoop | LoaderLoop] = {
             OURS: OurLoop(rows, plan),

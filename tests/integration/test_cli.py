@@ -201,24 +201,42 @@ def test_a_rejected_model_is_reported_but_not_exported(folder: Path, tmp_path: P
     assert not list(tmp_path.rglob("bundles"))
 
 
+LONG = """\
+version: 1
+name: long
+data: {source: 'sample:digits', target: target}
+model: {kind: mlp, dropout: 0.2}
+training: {epochs: 30}
+tracking: {tensorboard: false}
+"""
+TRAINED = ("best.safetensors", "last.safetensors", "history.jsonl")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the long run ends with when nobody interrupts it."""
+    path = tmp_path_factory.mktemp("undisturbed")
+    (path / "long.yaml").write_text(LONG)
+    assert invoke("train", path / "long.yaml").exit_code == 0
+    return {name: next(path.rglob(name)).read_bytes() for name in TRAINED}
+
+
 @pytest.mark.fault
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_r20_a_signal_publishes_a_checkpoint_and_the_same_command_goes_on(
-    number: signal.Signals, tmp_path: Path
+    number: signal.Signals, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     spec = tmp_path / "long.yaml"
-    spec.write_text(
-        "version: 1\nname: long\ndata: {source: 'sample:digits', target: target}\n"
-        "model: {kind: mlp, dropout: 0.2}\ntraining: {epochs: 40}\ntracking: {tensorboard: false}\n"
+    spec.write_text(LONG)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchtrain", "train", str(spec)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    command = [sys.executable, "-m", "batchtrain", "train", str(spec)]
-    undisturbed = [*command, "--set", f"storage={tmp_path / 'quiet'}"]
-    subprocess.run(undisturbed, check=True, capture_output=True)
-
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if "Epoch [8/40]" in line:
+        if "Epoch [6/30]" in line:
             process.send_signal(number)
             break
     _, errors = process.communicate(timeout=60)
@@ -226,11 +244,9 @@ def test_r20_a_signal_publishes_a_checkpoint_and_the_same_command_goes_on(
     assert "Run the same command again" in errors
     assert list(tmp_path.rglob("checkpoints/*/manifest.json"))
 
-    resumed = subprocess.run(command, check=True, capture_output=True, text=True)
+    resumed = invoke("train", spec)
     assert "train     resumed" in resumed.stdout
-    for name in ("best.safetensors", "last.safetensors", "history.jsonl"):
-        quiet = next((tmp_path / "quiet").rglob(name)).read_bytes()
-        assert next((tmp_path / "runs").rglob(name)).read_bytes() == quiet
+    assert {name: next(tmp_path.rglob(name)).read_bytes() for name in TRAINED} == undisturbed
 
 
 def test_an_interruption_before_training_leaves_nothing_half_written(tmp_path: Path) -> None:

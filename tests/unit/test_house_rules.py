@@ -284,7 +284,7 @@ def test_an_error_crosses_process_borders(error_class: type[errors.BatchtrainErr
     argument: Any = [problem] if error_class is errors.SpecError else "expected 3, found 4"
     error = error_class(argument)
 
-    copy = pickle.loads(pickle.dumps(error))  # noqa: S301  # our own bytes, of a moment ago
+    copy = pickle.loads(pickle.dumps(error))  # our own bytes, of a moment ago
 
     assert type(copy) is error_class
     assert str(copy) == str(error)

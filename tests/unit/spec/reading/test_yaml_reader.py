@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchtrain.errors import SpecError
-from batchtrain.spec.reading import yaml_reader
 from batchtrain.spec.load import parse_spec
+from batchtrain.spec.reading import yaml_reader
 from batchtrain.spec.reading.yaml_reader import MAX_BYTES, MAX_DEPTH, read_yaml
 
 
