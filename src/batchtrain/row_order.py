@@ -35,7 +35,13 @@ def permutation(num_rows: int, *key: int | str) -> Int64Array:
         int64 `[num_rows]`.
     """
     words = counter_generator(*key).random_raw(num_rows)
-    return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+    order = np.argsort(words)
+    ranked = words[order]
+    # Any sort gives the stable order of distinct words, and numpy's default is five times as
+    # fast. Of a billion words of 64 bits about one in forty tables has two that are equal.
+    if (ranked[1:] == ranked[:-1]).any():
+        order = np.argsort(words, kind="stable")
+    return order.astype(np.int64, copy=False)
 
 
 def lane_bounds(num_rows: int, lanes: int) -> Int64Array:

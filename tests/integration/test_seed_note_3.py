@@ -148,6 +148,7 @@ def test_seed_3_9_one_row_gives_a_class_name(popularity: FinishedRun) -> None:
 def test_seed_3_10_writer_is_closed_on_failure(storage: Path) -> None:
     # As training does not end well, there is no run to ask; its event files are all there is.
     failing = storage / "failing"
+    before = open_writers()
     with pytest.raises(DivergedError):
         finish(
             SPECS / "diabetes.yaml",
@@ -157,7 +158,7 @@ def test_seed_3_10_writer_is_closed_on_failure(storage: Path) -> None:
             "tracking.log_every_steps=1",
         )
 
-    assert open_writers() == []
+    assert open_writers() <= before
     (folder,) = failing.glob("diabetes/*/tensorboard")
     assert len(event_files(folder)) == 1
     # What came before the failure was written out: the epoch that went well, if any, and epoch 0.

@@ -164,6 +164,7 @@ def test_seed_4_13_both_losses_under_one_tag(linear: FinishedRun) -> None:
 
 
 def test_seed_4_14_validation_leaves_no_trace(example: Example, linear: FinishedRun) -> None:
+    before = open_writers()
     unwatched = example("linear", "tracking.monitor=[]", "tracking.tensorboard=false", last="train")
     watched = example("linear", "tracking.monitor=[train, valid]", last="train")
 
@@ -174,5 +175,5 @@ def test_seed_4_14_validation_leaves_no_trace(example: Example, linear: Finished
     assert "train_r2" in watched.history[-1]
     assert not unwatched.events.exists()
     # The writers are closed, and every event is in the files, the last epoch's too.
-    assert open_writers() == []
+    assert open_writers() <= before
     assert scalars(linear.events, "learning_rate")[-1][0] == 200

@@ -154,10 +154,13 @@ def event_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("events.out.tfevents.*"))
 
 
-def open_writers() -> list[str]:
+def open_writers() -> set[int]:
     """The threads that still write event files; closing a writer ends its thread."""
-    kinds = [type(thread) for thread in threading.enumerate()]
-    return [kind.__name__ for kind in kinds if kind.__module__.startswith("tensorboard")]
+    return {
+        thread.ident or 0
+        for thread in threading.enumerate()
+        if type(thread).__module__.startswith("tensorboard")
+    }
 
 
 def scalars(folder: Path, tag: str) -> list[tuple[int, float]]:

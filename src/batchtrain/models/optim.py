@@ -12,6 +12,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from batchtrain.errors import Problem, SpecError, TrainingError
+from batchtrain.models.fused import FusedAdam, FusedSgd
 from batchtrain.spec.training import Adam as AdamSpec
 from batchtrain.spec.training import (
     CosineSchedule,
@@ -56,18 +57,30 @@ def build_optimizer(
         params: The parameters to train, on their device.
         fused: Take torch's one-kernel step. It rounds differently, so it is chosen once a run.
     """
+    taken = list(params)
+    # One kernel takes one type on one device; torch sorts a mixture, which is rare, by itself.
+    is_lean = fused and len({(each.dtype, each.device) for each in taken}) == 1
     if isinstance(spec, Sgd):
-        return SGD(
-            params,
+        return (FusedSgd if is_lean else SGD)(
+            taken,
             lr=spec.lr,
             momentum=spec.momentum,
             nesterov=spec.nesterov,
             weight_decay=spec.weight_decay,
             fused=fused,
         )
-    kind = Adam if isinstance(spec, AdamSpec) else AdamW
-    return kind(
-        params,
+    is_adam = isinstance(spec, AdamSpec)
+    if is_lean:
+        return FusedAdam(
+            taken,
+            lr=spec.lr,
+            betas=spec.betas,
+            eps=spec.eps,
+            weight_decay=spec.weight_decay,
+            decoupled_weight_decay=not is_adam,
+        )
+    return (Adam if is_adam else AdamW)(
+        taken,
         lr=spec.lr,
         betas=spec.betas,
         eps=spec.eps,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,11 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 __all__ = ["TensorBoardLog"]
+
+BURST_SECONDS = 1.0
+"""Step losses are handed on so often: each time wakes a thread that takes turns with the loop."""
+QUEUED_EVENTS = 100_000
+"""So many wait for that thread before the loop has to; a burst is smaller."""
 
 
 class TensorBoardLog:
@@ -29,8 +35,10 @@ class TensorBoardLog:
             every_steps: Every how many steps `Loss/train` is written.
             purge_step: The step from which on older events in the folder are void.
         """
-        self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step, max_queue=QUEUED_EVENTS)
         self._every_steps = every_steps
+        self._waiting: list[tuple[int, float, float]] = []
+        self._last_burst = time.monotonic()
 
     def graph(self, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         """Draw the model; one that cannot be traced is left out with a warning in the log."""
@@ -40,19 +48,25 @@ class TensorBoardLog:
             # The tracer of torch is deprecated and has no successor that TensorBoard reads.
             warnings.simplefilter("ignore")
             try:
-                self._writer.add_graph(model, inputs)
+                # add_graph would check the trace, and for that import a second of compilers.
+                traced = torch.jit.trace(model, inputs, check_trace=False)
+                self._writer.add_graph(traced, inputs)
             except Exception as error:  # noqa: BLE001 - a drawing must not end a training
                 self._writer.add_text("graph", f"the model could not be traced: {error}")
         model.train(was_training)
 
     def steps(self, first_step: int, losses: Sequence[float]) -> None:
-        """Write the losses of consecutive steps."""
+        """Take the losses of consecutive steps; they are written within about a second."""
+        heard = time.time()
         for step, loss in enumerate(losses, start=first_step):
             if step % self._every_steps == 0:
-                self._writer.add_scalar("Loss/train", loss, step)
+                self._waiting.append((step, loss, heard))
+        if time.monotonic() - self._last_burst >= BURST_SECONDS:
+            self._write_steps()
 
     def epoch(self, record: Mapping[str, Any], monitored: Sequence[str]) -> None:
         """Write one line of the history."""
+        self._write_steps()
         epoch = int(record["epoch"])
         losses = {
             key: record[name]
@@ -71,4 +85,11 @@ class TensorBoardLog:
 
     def close(self) -> None:
         """Write everything out; also on failure."""
+        self._write_steps()
         self._writer.close()
+
+    def _write_steps(self) -> None:
+        for step, loss, heard in self._waiting:
+            self._writer.add_scalar("Loss/train", loss, step, walltime=heard)
+        self._waiting.clear()
+        self._last_burst = time.monotonic()
