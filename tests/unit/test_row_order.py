@@ -75,6 +75,18 @@ def test_a_permutation_has_each_place_once_and_depends_on_all_of_its_key() -> No
     assert np.array_equal(np.sort(permutation(1000, 5, "x")), np.arange(1000))
 
 
+def test_equal_words_keep_the_order_of_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = np.array([3, 1, 3, 2] * 50, dtype=np.uint64)
+
+    class Repeating:
+        def random_raw(self, count: int) -> np.ndarray:
+            return words[:count]
+
+    monkeypatch.setattr("batchtrain.row_order.counter_generator", lambda *key: Repeating())
+    expected = sorted(range(len(words)), key=lambda place: int(words[place]))
+    assert permutation(len(words), 1).tolist() == expected
+
+
 def test_keys_that_only_join_to_the_same_text_do_not_meet_in_one_run() -> None:
     # The uses of a run's seed; two of them with the same words would be one stream.
     keys = [
