@@ -104,10 +104,10 @@ def _summary(spec: RunSpec, fitted: FittedPreprocessor) -> str:
     return f"{name} on {count} feature{'' if count == 1 else 's'}"
 
 
-def _splits(prepared: PreparedData, profile: Mapping[str, Any]) -> tuple[page.SplitRows, ...]:
+def _splits(prepared: PreparedData, profile: Mapping[str, Any]) -> tuple[page.SplitSummary, ...]:
     counts = profile["class_counts"]
     return tuple(
-        page.SplitRows(split, prepared.num_rows(split), counts.get(split))
+        page.SplitSummary(split, prepared.num_rows(split), counts.get(split))
         for split in SPLITS
         if prepared.num_rows(split)
     )

@@ -13,7 +13,7 @@ from batchtrain.reporting.content import (
     RegressionData,
     ReportContent,
     RequirementRow,
-    SplitRows,
+    SplitSummary,
     StageRow,
     TruthRow,
 )
@@ -31,7 +31,7 @@ __all__ = [
     "RegressionData",
     "ReportContent",
     "RequirementRow",
-    "SplitRows",
+    "SplitSummary",
     "StageRow",
     "TruthRow",
     "render_model_card",

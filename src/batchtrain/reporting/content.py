@@ -19,7 +19,7 @@ __all__ = [
     "RegressionData",
     "ReportContent",
     "RequirementRow",
-    "SplitRows",
+    "SplitSummary",
     "StageRow",
     "TruthRow",
     "Verdict",
@@ -42,7 +42,7 @@ class StageRow:
 
 
 @dataclass(frozen=True)
-class SplitRows:
+class SplitSummary:
     """The rows of one split, and of each class in it (None for a regression)."""
 
     name: str
@@ -247,7 +247,7 @@ class ReportContent:
     summary: str
     version: str
     spec_yaml: str
-    splits: Sequence[SplitRows]
+    splits: Sequence[SplitSummary]
     columns: Sequence[ColumnRow]
     stages: Sequence[StageRow] = ()
     history: Sequence[EpochRow] = ()

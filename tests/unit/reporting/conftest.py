@@ -19,7 +19,7 @@ from batchtrain.reporting.content import (
     RegressionData,
     ReportContent,
     RequirementRow,
-    SplitRows,
+    SplitSummary,
     StageRow,
     TruthRow,
 )
@@ -85,8 +85,8 @@ def classification_of(texts: Sequence[str]) -> ReportContent:
         version="1.2.3",
         spec_yaml=f"name: {text}\n# {text}\n",
         splits=[
-            SplitRows("train", 10 * size, dict.fromkeys(texts, 10)),
-            SplitRows(text, 4 * size, dict.fromkeys(texts, 4)),
+            SplitSummary("train", 10 * size, dict.fromkeys(texts, 10)),
+            SplitSummary(text, 4 * size, dict.fromkeys(texts, 4)),
         ],
         columns=[
             ColumnRow(text, text, "feature", 3, text, text, minimum=15, maximum=74.5),
@@ -119,7 +119,7 @@ def regression_of(text: str) -> ReportContent:
         summary=text,
         version="1.2.3",
         spec_yaml=text,
-        splits=[SplitRows("train", 4), SplitRows("test", 2)],
+        splits=[SplitSummary("train", 4), SplitSummary("test", 2)],
         columns=[ColumnRow(text, "numeric", "feature", minimum=0, maximum=0.9)],
         history=history(has_valid=False),
         metrics={"test": {"mae": 0.01, "r2": 0.97}},

@@ -9,7 +9,7 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from batchtrain.reporting import ReportContent, render_model_card
-from batchtrain.reporting.content import ColumnRow, SplitRows
+from batchtrain.reporting.content import ColumnRow, SplitSummary
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -83,7 +83,7 @@ def test_common_names_are_not_littered_with_escapes(classification: ReportConten
 
 def test_the_card_says_what_how_well_and_how_to_use_it(classification: ReportContent) -> None:
     card = render_model_card(
-        replace(classification, splits=[SplitRows("train", 140), SplitRows("test", 40)])
+        replace(classification, splits=[SplitSummary("train", 140), SplitSummary("test", 40)])
     )
 
     assert card.startswith("# Model card: DrugY\n")

@@ -13,7 +13,7 @@ from batchtrain.reporting.content import (
     ConfusionData,
     PrimaryMetric,
     RequirementRow,
-    SplitRows,
+    SplitSummary,
 )
 from batchtrain.reporting.wording import visible
 
@@ -298,7 +298,7 @@ def test_a_run_of_which_little_is_known_still_has_a_page(parse: Parse) -> None:
         summary="linear",
         version="1",
         spec_yaml="",
-        splits=[SplitRows("train", 0)],
+        splits=[SplitSummary("train", 0)],
         columns=[],
     )
     text = parse(render_report(content)).text
