@@ -80,7 +80,7 @@ def survey(data: DataSpec, source: Source, *, seed: int, where: Callable[[str], 
         raise SpecError(resolved)
     target_type, target = _read_target(data, schema, source, where)
     decided = resolve_task(data, _facts(target_type, target), where)
-    dropped, unreadable = _dropped_rows(resolved.columns, source, schema.num_rows, where)
+    dropped, unreadable = _dropped_rows(resolved.columns, source, schema, where)
     if isinstance(decided, list) or unreadable:
         raise SpecError([*(decided if isinstance(decided, list) else []), *unreadable])
     task, rule = decided
@@ -157,17 +157,23 @@ def _facts(target_type: ColumnType, target: pa.ChunkedArray) -> TargetFacts:
 
 
 def _dropped_rows(
-    columns: dict[str, ColumnSpec], source: Source, num_rows: int, where: Callable[[str], str]
+    columns: dict[str, ColumnSpec], source: Source, schema: TableSchema, where: Callable[[str], str]
 ) -> tuple[dict[str, npt.NDArray[np.bool_]], list[Problem]]:
-    """Read every declared column once.
+    """Read the columns that can lose rows, or whose declared kind the scan cannot vouch for.
 
     Returns:
         Reason to the rows (bool `[N]`) that lack a value whose policy is `drop`; and a problem
         for each column with a value that does not fit its declared kind.
     """
     dropping = [name for name, spec in columns.items() if spec.missing == "drop"]
-    rows = {name: np.zeros(num_rows, dtype=np.bool_) for name in dropping}
-    types = column_types(columns)
+    rows = {name: np.zeros(schema.num_rows, dtype=np.bool_) for name in dropping}
+    types = {
+        name: asked
+        for name, asked in column_types(columns).items()
+        if name in dropping or _is_doubtful(asked, str(schema.columns[name]))
+    }
+    if not types:
+        return {}, []
     try:
         for first_row, block in _numbered(read_blocks(source, types)):
             for name in dropping:
@@ -177,6 +183,11 @@ def _dropped_rows(
         return {}, list(_unreadable_columns(types, source, where))
     reasons = {f"column {name!r} is missing (its policy is drop)": rows[name] for name in dropping}
     return reasons, []
+
+
+def _is_doubtful(asked: ColumnType, found: str) -> bool:
+    """Whether a value may not fit: text for a number, or anything else for true and false."""
+    return (found == "string" and asked != "string") or (asked == "boolean" and found != "boolean")
 
 
 def _kept_rows(
