@@ -135,7 +135,7 @@ def run_spec(
     result.bundle = watch.stage(
         "export",
         lambda: export(loaded, prepared, trained, report, layout, allow_code=allow_code),
-        lambda made: (len(made.golden()[1]) if made else 0, "golden rows agree"),
+        lambda made: (made.num_golden, f"a bundle with {made.num_golden} golden rows"),
     )
     return result
 

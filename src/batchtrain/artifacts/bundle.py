@@ -42,6 +42,11 @@ class ModelBundle:
         """The manifest's content: name, task, columns, model, inputs, loss, metrics."""
         return dict(self.artifact.manifest.content)
 
+    @property
+    def num_golden(self) -> int:
+        """How many raw rows with recorded predictions it holds."""
+        return int(self.content["golden_rows"])
+
     def preprocessing_state(self) -> dict[str, Any]:
         """The fitted preprocessor as JSON."""
         return dict(self.artifact.read_json("preprocess.json"))

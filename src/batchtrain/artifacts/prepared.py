@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,9 @@ import pyarrow as pa
 from batchtrain.artifacts.artifact import Artifact, ArtifactKind
 from batchtrain.artifacts.parquet_bytes import parquet_bytes, table_from_bytes
 from batchtrain.errors import ArtifactDamagedError
+from batchtrain.spec.task import Task
 
 __all__ = ["PREPARED_DATA", "PreparedData", "SplitRows"]
-
-Task = Literal["classification", "regression"]
 
 PREPARED_DATA = ArtifactKind("prepared_data", 1)
 

@@ -20,7 +20,6 @@ from batchtrain.metrics.compute import build_metrics
 from batchtrain.metrics.confusion import confusion
 from batchtrain.metrics.require import Failure, check_requirements, metric_names
 from batchtrain.preprocessing import FittedPreprocessor
-from batchtrain.preprocessing.fitted import Task
 from batchtrain.progress import Progress
 from batchtrain.reporting.card import render_model_card
 from batchtrain.reporting.content import StageRow
@@ -30,6 +29,7 @@ from batchtrain.spec.data import SPLITS
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.model import CustomModel
 from batchtrain.spec.resolved import resolved_document, spec_yaml
+from batchtrain.spec.task import Task
 
 __all__ = ["SplitScores", "evaluate_model"]
 

@@ -84,7 +84,7 @@ def build_bundle(
             "its batch; with a built-in one this is a fault of batchtrain, please report it"
         )
     draft.add("golden_predictions.parquet", parquet_bytes(predicted))
-    return {**content, "golden_difference": difference}
+    return {**content, "golden_rows": len(row_id), "golden_difference": difference}
 
 
 def _staged(trained: TrainedModel, draft: Draft, content: Mapping[str, Any]) -> Artifact:

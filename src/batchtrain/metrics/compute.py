@@ -16,7 +16,7 @@ from torchmetrics import Metric
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError
 
 from batchtrain.errors import DataError, DivergedError, TrainingError
-from batchtrain.metrics.require import Task, metric_names
+from batchtrain.metrics.require import metric_names
 from batchtrain.metrics.states import (
     ClassCounts,
     LogLoss,
@@ -24,6 +24,7 @@ from batchtrain.metrics.states import (
     TargetSpread,
     isolated,
 )
+from batchtrain.spec.task import Task
 
 __all__ = ["MetricResult", "MetricSet", "build_metrics"]
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from batchtrain.errors import Problem, SpecError
-from batchtrain.spec.evaluation import CLASSIFICATION_METRICS, REGRESSION_METRICS
+from batchtrain.spec.task import METRICS_OF_TASK, Task
 
 __all__ = ["DIRECTION", "Failure", "check_requirements", "metric_names", "primary_metric"]
 
-Task = Literal["classification", "regression"]
 
 DIRECTION: dict[str, Literal["max", "min"]] = {
     "accuracy": "max",
@@ -61,9 +60,7 @@ class Failure:
 
 def metric_names(asked: Literal["auto"] | tuple[str, ...], task: Task) -> tuple[str, ...]:
     """Name the metrics in force: what was asked, in that order, or all of the task for `auto`."""
-    if asked != "auto":
-        return asked
-    return CLASSIFICATION_METRICS if task == "classification" else REGRESSION_METRICS
+    return METRICS_OF_TASK[task] if asked == "auto" else asked
 
 
 def primary_metric(task: Task) -> str:

@@ -14,20 +14,12 @@ from torch import Tensor
 
 from batchtrain.errors import Problem, SpecError
 from batchtrain.models.inputs import Batch
+from batchtrain.spec.task import LOSSES_OF_TASK, Task
 from batchtrain.spec.training import LossName
 
 __all__ = ["Loss", "activate", "make_loss", "num_outputs", "resolve_loss"]
 
-Task = Literal["classification", "regression"]
 Reduction = Literal["none", "mean", "sum"]
-
-TASK_OF_LOSS: dict[LossName, Task] = {
-    "cross_entropy": "classification",
-    "bce": "classification",
-    "mse": "regression",
-    "mae": "regression",
-    "huber": "regression",
-}
 
 
 class Kernel(Protocol):
@@ -95,10 +87,10 @@ def resolve_loss(name: Literal["auto"] | LossName, task: Task) -> LossName:
     """
     if name == "auto":
         return "cross_entropy" if task == "classification" else "mse"
-    if TASK_OF_LOSS[name] != task:
-        suiting = [loss for loss, suits in TASK_OF_LOSS.items() if suits == task]
+    if name not in LOSSES_OF_TASK[task]:
+        suiting = ", ".join(LOSSES_OF_TASK[task])
         raise _loss_problem(
-            f"expected a loss for {task}, found {name!r}", f"Choose one of {', '.join(suiting)}."
+            f"expected a loss for {task}, found {name!r}", f"Choose one of {suiting}."
         )
     return name
 

@@ -25,6 +25,15 @@ MAX_INTEGER_CLASSES = 20
 """An integer target with more distinct values than this is taken for a quantity."""
 
 
+INFERRED: Mapping[str, ColumnSpec] = {
+    "integer": NumericColumn(kind="numeric"),
+    "number": NumericColumn(kind="numeric"),
+    "boolean": BooleanColumn(kind="boolean"),
+    "string": CategoricalColumn(kind="categorical"),
+}
+"""What an undeclared column is, by its type."""
+
+
 @dataclass(frozen=True)
 class Change:
     """Something that was dropped, filled, coerced or left out; the report lists them all.
@@ -101,7 +110,7 @@ def resolve_columns(
                 Change("excluded", name, schema.num_rows, "no row has a value in this column")
             )
         else:
-            columns[name] = _inferred(found)
+            columns[name] = INFERRED[found]
     if not columns and not problems:
         problems.append(
             Problem(
@@ -206,15 +215,3 @@ def _kind_mismatch(
             "Declare it boolean",
         )
     return None
-
-
-_INFERRED: Mapping[str, ColumnSpec] = {
-    "integer": NumericColumn(kind="numeric"),
-    "number": NumericColumn(kind="numeric"),
-    "boolean": BooleanColumn(kind="boolean"),
-    "string": CategoricalColumn(kind="categorical"),
-}
-
-
-def _inferred(found: str) -> ColumnSpec:
-    return _INFERRED[found]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,13 @@ from batchtrain.artifacts.layout import HASH_CACHE
 from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PREPARED_DATA, PreparedData
 from batchtrain.errors import Problem, SpecError, UnsafeInputError
+from batchtrain.preparation.prepare import build_prepared_data
+from batchtrain.preparation.survey import Survey, survey
 from batchtrain.progress import Progress
 from batchtrain.spec.base import fingerprint_of
+from batchtrain.spec.data import OrderedSplit
 from batchtrain.spec.load import LoadedSpec
+from batchtrain.spec.run import RunSpec
 from batchtrain.spec.task import Task, task_mismatches
 from batchtrain.storage import Storage
 from batchtrain.tables import Source, content_hashes, open_source, source_contains
@@ -35,10 +40,7 @@ def prepare(
     source = open_input(loaded)
     inputs = _inputs(loaded, source, storage)
 
-    def build(draft: Draft) -> Any:
-        # Imported here, since a run that reuses its data needs neither arrow nor numpy.
-        from batchtrain.preparation.prepare import build_prepared_data
-
+    def build(draft: Draft) -> Mapping[str, Any]:
         return build_prepared_data(survey_input(loaded, source), draft, progress)
 
     key = prepared_key(fingerprint_of(inputs))
@@ -54,10 +56,8 @@ def open_input(loaded: LoadedSpec) -> Source:
     return open_source(data.source, base=loaded.path.parent, null_values=data.null_values)
 
 
-def survey_input(loaded: LoadedSpec, source: Source) -> Any:
+def survey_input(loaded: LoadedSpec, source: Source) -> Survey:
     """Scan the input and decide on columns, task and splits; see `survey.survey`."""
-    from batchtrain.preparation.survey import survey
-
     found = survey(loaded.spec.data, source, seed=loaded.spec.seed, where=loaded.where)
     check_task(loaded, found.task)
     return found
@@ -104,8 +104,15 @@ def _inputs(loaded: LoadedSpec, source: Source, storage: Storage) -> dict[str, A
         "format": PREPARED_DATA.format,
         "files": [[name, sha256] for name, sha256 in hashes],
         "data": section,
-        "seed": spec.seed,
+        "seed": _split_seed(spec),
     }
+
+
+def _split_seed(spec: RunSpec) -> int | None:
+    """The run's seed, where the split is drawn with it; runs of other seeds share the rest."""
+    rule = spec.data.split
+    uses_its_own = isinstance(rule, OrderedSplit) or (rule is not None and rule.seed is not None)
+    return None if uses_its_own else spec.seed
 
 
 @dataclass

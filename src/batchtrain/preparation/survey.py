@@ -18,9 +18,10 @@ from batchtrain.preparation.resolve import (
     resolve_task,
 )
 from batchtrain.preparation.splits import assign_splits
-from batchtrain.preprocessing.fitted import INPUT_TYPES, Task
+from batchtrain.preprocessing.fitted import INPUT_TYPES
 from batchtrain.preprocessing.transform import class_names, missing_rows
 from batchtrain.spec.data import SPLITS, ColumnSpec, DataSpec
+from batchtrain.spec.task import Task
 from batchtrain.tables import ColumnType, Source, TableSchema, Unsupported, read_blocks, scan
 
 __all__ = ["DROPPED", "Survey", "column_types", "survey"]

@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from batchtrain.errors import ArtifactError
+from batchtrain.spec.task import Task
 from batchtrain.tables.types import ColumnType
 
-__all__ = ["FittedColumn", "FittedPreprocessor", "FittedTarget", "Task"]
+__all__ = ["FittedColumn", "FittedPreprocessor", "FittedTarget"]
 
-Task = Literal["classification", "regression"]
 Kind = Literal["numeric", "categorical", "boolean"]
 
 FORMAT = 1

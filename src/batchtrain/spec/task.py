@@ -1,4 +1,4 @@
-"""What in a spec does not suit its task, once the task is known."""
+"""What suits which task, and what in a spec does not, once the task is known."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from batchtrain.spec.evaluation import (
     REGRESSION_METRICS,
     EvaluationSpec,
 )
-from batchtrain.spec.training import TrainingSpec
+from batchtrain.spec.training import LossName, TrainingSpec
 
-__all__ = ["Task", "task_mismatches"]
+__all__ = ["LOSSES_OF_TASK", "METRICS_OF_TASK", "Task", "task_mismatches"]
 
 Task = Literal["classification", "regression"]
 
-LOSSES: dict[Task, tuple[str, ...]] = {
+LOSSES_OF_TASK: dict[Task, tuple[LossName, ...]] = {
     "classification": ("cross_entropy", "bce"),
     "regression": ("mse", "mae", "huber"),
 }
-METRICS: dict[Task, tuple[str, ...]] = {
+METRICS_OF_TASK: dict[Task, tuple[str, ...]] = {
     "classification": CLASSIFICATION_METRICS,
     "regression": REGRESSION_METRICS,
 }
@@ -34,18 +34,18 @@ def task_mismatches(
     Yields:
         The dotted key, what is wrong, and what to do.
     """
-    if training.loss != "auto" and training.loss not in LOSSES[task]:
+    if training.loss != "auto" and training.loss not in LOSSES_OF_TASK[task]:
         yield (
             "training.loss",
             f"{training.loss!r} does not suit {task}",
-            f"Choose one of {', '.join(LOSSES[task])}",
+            f"Choose one of {', '.join(LOSSES_OF_TASK[task])}",
         )
     asked = () if evaluation.metrics == "auto" else evaluation.metrics
     for key, names in (("evaluation.metrics", asked), ("evaluation.require", evaluation.require)):
-        wrong = [str(name) for name in names if name not in METRICS[task]]
+        wrong = [str(name) for name in names if name not in METRICS_OF_TASK[task]]
         if wrong:
             yield (
                 key,
                 f"{', '.join(map(repr, wrong))} cannot be measured for {task}",
-                f"Choose among {', '.join(METRICS[task])}",
+                f"Choose among {', '.join(METRICS_OF_TASK[task])}",
             )

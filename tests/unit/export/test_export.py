@@ -90,6 +90,9 @@ def test_an_accepted_model_is_exported_once(tmp_path: Path) -> None:
     assert first.bundle is not None
     assert again.bundle is not None
     assert first.bundle.artifact.manifest == again.bundle.artifact.manifest
+    # A built-in model gives raw rows what evaluation got, to the last bit.
+    assert first.bundle.content["golden_difference"] == 0
+    assert first.bundle.num_golden == len(first.bundle.golden()[1]) > 0
 
 
 def test_a_bundle_verifies_and_says_how_exactly(finished: Any) -> None:

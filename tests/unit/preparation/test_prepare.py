@@ -217,6 +217,24 @@ def test_the_fingerprint_follows_the_rows_the_data_section_and_the_seed(tmp_path
     assert len({base, *found.values()}) == len(found) + 1
 
 
+@pytest.mark.parametrize(
+    ("split", "shared"),
+    [
+        ({"kind": "ordered"}, True),
+        ({"kind": "stratified", "seed": 7}, True),
+        ({"kind": "random", "seed": 7}, True),
+        ({"kind": "stratified"}, False),
+        ({"kind": "random"}, False),
+    ],
+)
+def test_runs_of_other_seeds_share_the_rows_where_the_split_is_not_drawn_with_it(
+    tmp_path: Path, split: dict[str, Any], shared: bool
+) -> None:
+    table = mixed_table(60)
+    one, two = (fingerprint(tmp_path, table, data={"split": split}, seed=seed) for seed in (1, 2))
+    assert (one == two) is shared
+
+
 def test_a_changed_file_is_another_artifact_and_a_touched_one_is_not(tmp_path: Path) -> None:
     loaded = spec_for(tmp_path, mixed_table(60), file="rows.csv")
     first = prepared_for(loaded)

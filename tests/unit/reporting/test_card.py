@@ -8,8 +8,8 @@ import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from batchtrain.reporting import ReportContent, render_model_card
-from batchtrain.reporting.content import ColumnRow, SplitSummary
+from batchtrain.reporting.card import render_model_card
+from batchtrain.reporting.content import ColumnRow, ReportContent, SplitSummary
 
 HOSTILE = [
     "<script>alert(1)</script>",

@@ -8,13 +8,14 @@ from typing import Any
 import matplotlib as mpl
 import pytest
 
-from batchtrain.reporting import ReportContent, render_report
 from batchtrain.reporting.content import (
     ConfusionData,
     PrimaryMetric,
+    ReportContent,
     RequirementRow,
     SplitSummary,
 )
+from batchtrain.reporting.render import render_report
 from batchtrain.reporting.wording import visible
 
 MakeClassification = Callable[[Sequence[str]], ReportContent]
