@@ -6,11 +6,18 @@ BatchtrainError                     exit code 1
  |    +-- SchemaMismatchError       2    a table does not have the columns or types it must have
  |    +-- UnsafeInputError          2    an input that is refused for safety (links, types, places)
  +-- StorageError                   1    storage cannot do what is asked
+ |    +-- StorageUnavailableError   1    it may pass if tried again, and was tried again in vain
  +-- ArtifactError                  1    a published artifact cannot be used
  |    +-- ArtifactMissingError      1    no manifest at that place
  |    +-- ArtifactDamagedError      1    a file differs from its manifest
  +-- TrainingError                  1    the training itself failed
  |    +-- DivergedError             1    the loss is no longer a number
+ |    +-- RankFailedError           1    one rank raised; the error names it
+ |    +-- RankLostError             1    one rank's process ended without a word
+ |    +-- RankStuckError            1    one rank makes no progress
+ +-- OwnershipError                 1    who may write a run
+ |    +-- RunOwnedError             1    another process is writing this run
+ |    +-- FencedError               1    another process has taken this run over
  +-- ModelRejectedError             1    a threshold of `evaluation.require` is missed
  +-- VerificationError              1    a bundle no longer gives its golden outputs
  +-- InterruptedRunError            130  Ctrl-C or SIGTERM
@@ -30,12 +37,19 @@ __all__ = [
     "BatchtrainError",
     "DataError",
     "DivergedError",
+    "FencedError",
     "InterruptedRunError",
     "ModelRejectedError",
+    "OwnershipError",
     "Problem",
+    "RankFailedError",
+    "RankLostError",
+    "RankStuckError",
+    "RunOwnedError",
     "SchemaMismatchError",
     "SpecError",
     "StorageError",
+    "StorageUnavailableError",
     "TrainingError",
     "UnsafeInputError",
     "VerificationError",
@@ -105,6 +119,10 @@ class StorageError(BatchtrainError):
     """Storage is missing, full, read-only, or does not keep its promises."""
 
 
+class StorageUnavailableError(StorageError):
+    """Storage failed in a way that may pass, such as a timeout; it was tried again in vain."""
+
+
 class ArtifactError(BatchtrainError):
     """A published artifact cannot be used."""
 
@@ -123,6 +141,30 @@ class TrainingError(BatchtrainError):
 
 class DivergedError(TrainingError):
     """The loss became NaN or infinite."""
+
+
+class RankFailedError(TrainingError):
+    """One rank of a run raised an error; the message names the rank and holds its traceback."""
+
+
+class RankLostError(TrainingError):
+    """The process of one rank ended without a result and without an error of its own."""
+
+
+class RankStuckError(TrainingError):
+    """One rank made no progress within the limit; the message names it and where its stack is."""
+
+
+class OwnershipError(BatchtrainError):
+    """A run has one writer at a time."""
+
+
+class RunOwnedError(OwnershipError):
+    """Another process that seems alive is writing this run."""
+
+
+class FencedError(OwnershipError):
+    """Another process has taken this run over; what this one writes would not be read."""
 
 
 class ModelRejectedError(BatchtrainError):
