@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from batchtrain.row_order import epoch_order
+from batchtrain.row_order import RowOrder
 from batchtrain.spec.training import TrainingSpec
 from batchtrain.training.plan import TrainingPlan, make_plan
 from batchtrain.training.tracking import TensorBoardLog
@@ -66,7 +66,10 @@ class Case:
     def plan(self) -> TrainingPlan:
         """The plan of more epochs than there are rounds; each round takes one of them."""
         spec = TrainingSpec(epochs=MAX_EPOCHS, batch_size=self.batch_rows)
-        return make_plan(spec, num_rows=self.num_rows, seed=SEED, lanes=1)
+        order = RowOrder(
+            self.num_rows, lanes=1, shards_per_lane=1, window_rows=2**20, seed=SEED
+        )
+        return make_plan(spec, order)
 
 
 CASES = (
@@ -161,7 +164,7 @@ def _order_seconds(plan: TrainingPlan) -> float:
     epochs = iter(range(7))
 
     def one() -> None:
-        epoch_order(plan.num_rows, lanes=plan.lanes, seed=plan.seed, epoch=next(epochs))
+        plan.order.epoch(next(epochs))
 
     runs = [timed(one) for _ in range(7)]
     return Spread.of([run.cpu_s for run in runs]).median

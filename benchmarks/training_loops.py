@@ -20,12 +20,14 @@ from batchtrain.models.inputs import ModelInputs
 from batchtrain.models.losses import make_loss
 from batchtrain.models.optim import build_optimizer, build_schedule
 from batchtrain.spec.model import MlpModel
-from batchtrain.spec.training import Adam
+from batchtrain.spec.training import Adam, CheckpointSpec
+from batchtrain.training.keeping import StateKeeper
 from batchtrain.training.loop import train_until_done
 from batchtrain.training.plan import TrainingPlan
-from batchtrain.training.state import TrainState
+from batchtrain.training.ranks import OneRank
+from batchtrain.training.state import Snapshot, TrainState
 from batchtrain.training.tracking import TensorBoardLog
-from batchtrain.training.worker import LocalWorker
+from batchtrain.training.worker import ResidentWorker
 from benchmarks.paired import Taken, timed
 
 __all__ = [
@@ -73,6 +75,15 @@ def loss_of(layers: nn.Module, rows: SplitRows) -> float:
     return float(nn.functional.cross_entropy(outputs_NK, torch.from_numpy(rows.target)))
 
 
+class NowhereToSave:
+    """Asked after each step as the saver of a run is; a checkpoint costs nothing here."""
+
+    is_idle = True
+
+    def save(self, snapshot: Snapshot, *, wait: bool) -> None:
+        """See `batchtrain.training.keeping.Saver`."""
+
+
 class OurLoop:
     """The loop that `batchtrain train` runs, one epoch a call."""
 
@@ -83,11 +94,14 @@ class OurLoop:
         self.layers = _layers(model)
         self._log = log
         self._plan = plan
-        self._worker = LocalWorker(plan, {"train": rows}, torch.device("cpu"))
+        self._worker = ResidentWorker(plan, {"train": rows}, torch.device("cpu"))
         optimizer = build_optimizer(OPTIMIZER, model.parameters(), fused=True)
         schedule = build_schedule(None, optimizer, plan.epochs)
         self._state = TrainState(model, optimizer, schedule, early_stop=None)
         self._loss = make_loss("cross_entropy")
+        self._keeper = StateKeeper(
+            CheckpointSpec(), OneRank(), NowhereToSave(), stop_requested=lambda: False
+        )
 
     def __call__(self) -> Taken:
         """Train one more epoch."""
@@ -105,7 +119,7 @@ class OurLoop:
 
     def _train(self) -> None:
         plan = replace(self._plan, epochs=self._state.epoch + 1)
-        train_until_done(self._state, self._worker, plan, self._loss, self, measured=())
+        train_until_done(self._state, self._worker, plan, self._loss, self, self._keeper, ())
 
 
 class BareLoop:

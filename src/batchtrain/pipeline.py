@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from batchtrain.artifacts import BuildStatus, RunLayout
 from batchtrain.artifacts.bundle import ModelBundle
@@ -16,7 +15,6 @@ from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.report import EvaluationReport
 from batchtrain.artifacts.trained import TrainedModel
-from batchtrain.errors import StorageError
 from batchtrain.evaluation.stage import evaluate
 from batchtrain.export.stage import export
 from batchtrain.models.custom import check_allowed, code_hash
@@ -26,8 +24,11 @@ from batchtrain.reporting.content import StageRow
 from batchtrain.spec.data import SPLITS
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.model import CustomModel
-from batchtrain.storage import FolderStorage, Storage
+from batchtrain.storage import Storage, open_storage
 from batchtrain.training.stage import run_layout, train
+
+if TYPE_CHECKING:  # it imports torch, which a run that reuses its model does not need
+    from batchtrain.training.train import Launcher
 
 __all__ = ["STAGES", "RunResult", "StageName", "StageRecord", "run_spec"]
 
@@ -86,10 +87,22 @@ def run_spec(
     progress: Progress | None = None,
     last: StageName = "export",
     allow_code: Sequence[str] = (),
+    storage: Storage | None = None,
+    launcher: Launcher | None = None,
+    take_over: bool = False,
 ) -> RunResult:
     """Run the stages in order, up to and with `last`.
 
     Calling again returns what is published and goes on where the last call stopped.
+
+    Args:
+        loaded: The spec.
+        progress: Hears of every stage; left out, nobody does.
+        last: The stage to end with.
+        allow_code: Packages whose code a custom model may run.
+        storage: Left out, what the spec names.
+        launcher: Runs the ranks of the training; left out, there is one, in this process.
+        take_over: Whether to go on with a training that another process seems to be writing.
 
     Raises:
         BatchtrainError: See `errors`; whatever was published before stays.
@@ -98,7 +111,7 @@ def run_spec(
         # Before any work: a class that may not run, or is not there, is found at once.
         check_allowed(loaded.spec.model.target, allow_code)
         code_hash(loaded.spec.model.target, search=loaded.path.parent)
-    storage = _storage(loaded)
+    storage = storage or open_storage(loaded.spec.storage, loaded.path.parent)
     watch = _Watch(progress or Progress())
     result = RunResult(stages=watch.records)
 
@@ -111,7 +124,15 @@ def run_spec(
     result.run, result.run_dir = layout.root, storage.url(layout.root)
     result.trained = trained = watch.stage(
         "train",
-        lambda: train(loaded, prepared, layout, watch.progress, allow_code=allow_code),
+        lambda: train(
+            loaded,
+            prepared,
+            layout,
+            watch.progress,
+            allow_code=allow_code,
+            launcher=launcher,
+            take_over=take_over,
+        ),
         lambda made: (prepared.num_rows("train"), _trained_detail(made)),
     )
     if last == "train":
@@ -162,15 +183,6 @@ class _Watch:
         self.records.append(StageRecord(name, status, rows, round(seconds, 3)))
         self.progress.stage_finished(name, status, detail, seconds)
         return made
-
-
-def _storage(loaded: LoadedSpec) -> Storage:
-    root = loaded.path.parent / Path(loaded.spec.storage).expanduser()
-    if root.exists() and not root.is_dir():
-        raise StorageError(
-            f"storage: expected a folder, found the file {root}. Choose another `storage`"
-        )
-    return FolderStorage(root.resolve())
 
 
 def _prepared_rows(prepared: PreparedData) -> tuple[int, str]:

@@ -12,8 +12,8 @@ import torch
 from sklearn.preprocessing import StandardScaler
 
 from batchtrain.tables import SAMPLES, write_sample
-from batchtrain.training.plan import make_plan
-from batchtrain.training.worker import LocalWorker
+from batchtrain.training.plan import make_plan, row_order
+from batchtrain.training.worker import ResidentWorker
 from tests.support.runs import FinishedRun, finish
 
 Example = Callable[..., FinishedRun]
@@ -136,20 +136,18 @@ def test_seed_0_9_float32_features_and_int64_labels(drug200: FinishedRun) -> Non
     assert rows.target.dtype == np.int64
 
 
-def worker_of(run: FinishedRun) -> LocalWorker:
+def worker_of(run: FinishedRun) -> ResidentWorker:
     """The loader of a run, as its training had it."""
     spec = run.loaded.spec
-    plan = make_plan(
-        spec.training, num_rows=run.prepared.num_rows("train"), seed=spec.seed, lanes=1
-    )
+    order = row_order(run.prepared, seed=spec.seed)
     splits = {split: run.prepared.load(split) for split in ("train", "test")}
-    return LocalWorker(plan, splits, torch.device("cpu"))
+    return ResidentWorker(make_plan(spec.training, order), splits, torch.device("cpu"))
 
 
 def test_seed_0_10_loader_over_tensors(drug200: FinishedRun) -> None:
     numeric, codes, target = drug200.tensors("test")
 
-    (batch,) = worker_of(drug200).split_batches("test")
+    ((_number, batch),) = worker_of(drug200).split_blocks("test")
 
     assert torch.equal(batch.numeric_BF, numeric)
     assert torch.equal(batch.codes_BC, codes)
@@ -159,12 +157,12 @@ def test_seed_0_10_loader_over_tensors(drug200: FinishedRun) -> None:
 def test_seed_0_11_batches_of_32_shuffled_in_training_only(drug200: FinishedRun) -> None:
     worker = worker_of(drug200)
     numeric, _, _ = drug200.tensors("train")
-    epochs = [[batch.numeric_BF for batch in worker.batches(epoch, 0)] for epoch in (0, 1)]
+    epochs = [[share.batch.numeric_BF for share in worker.shares(epoch, 0)] for epoch in (0, 1)]
 
     assert [len(batch) for batch in epochs[0]] == [32, 32, 32, 32, 13]
     first, second = (torch.cat(batches) for batches in epochs)
     assert not torch.equal(first, numeric)
     assert not torch.equal(first, second)
     assert sorted(first.tolist()) == sorted(numeric.tolist())
-    in_order = torch.cat([batch.numeric_BF for batch in worker.split_batches("train")])
+    in_order = torch.cat([batch.numeric_BF for _number, batch in worker.split_blocks("train")])
     assert torch.equal(in_order, numeric)

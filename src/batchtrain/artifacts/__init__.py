@@ -7,6 +7,7 @@ from batchtrain.artifacts.artifact import (
     Draft,
     find_artifact,
     open_artifact,
+    remove_artifacts,
     reuse_or_build,
 )
 from batchtrain.artifacts.layout import RunLayout, prepared_key
@@ -20,5 +21,6 @@ __all__ = [
     "find_artifact",
     "open_artifact",
     "prepared_key",
+    "remove_artifacts",
     "reuse_or_build",
 ]

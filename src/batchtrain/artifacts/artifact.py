@@ -17,6 +17,7 @@ from batchtrain.errors import (
     ArtifactMissingError,
     StorageError,
 )
+from batchtrain.points import passed
 from batchtrain.spec.base import fingerprint_of
 from batchtrain.storage import Storage
 
@@ -27,6 +28,7 @@ __all__ = [
     "Draft",
     "find_artifact",
     "open_artifact",
+    "remove_artifacts",
     "reuse_or_build",
 ]
 
@@ -178,6 +180,7 @@ def reuse_or_build(
     *,
     inputs: Mapping[str, Any],
     build: Callable[[Draft], Mapping[str, Any]],
+    check: Callable[[], None] = lambda: None,
 ) -> tuple[Artifact, BuildStatus]:
     """Return the artifact for `inputs`, making it only if nobody has published it yet.
 
@@ -191,6 +194,7 @@ def reuse_or_build(
         kind: Its kind and format.
         inputs: What it depends on, as JSON; the fingerprint is the hash of this.
         build: Writes the files into the draft and returns the manifest's `content`.
+        check: Called right before publishing; what it raises is raised, and nothing is published.
     """
     fingerprint = fingerprint_of(inputs)
     found = find_artifact(storage, key, kind)
@@ -208,7 +212,10 @@ def reuse_or_build(
             content=content,
             files=draft.files,
         ).to_bytes()
+        check()
+        passed("artifact.files")
         storage.create(f"{key}/{MANIFEST}", manifest)
+        passed("artifact.published")
     except BaseException:
         # It may have come after the manifest was there. In doubt the files stay: an orphan costs
         # space, a published artifact without its files costs the artifact.
@@ -222,6 +229,17 @@ def reuse_or_build(
         draft.discard()
     artifact = _checked(open_artifact(storage, key, kind), fingerprint)
     return artifact, "built" if won else "reused"
+
+
+def remove_artifacts(storage: Storage, folder: str) -> None:
+    """Delete all artifacts below a folder.
+
+    The manifests go first, so that no reader ever takes a part for a whole.
+    """
+    keys = storage.list(folder)
+    for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
+        passed("artifact.deleting")
+        storage.delete(key)
 
 
 def _is_published(storage: Storage, key: str, manifest: bytes) -> bool:

@@ -46,13 +46,23 @@ class RunLayout:
         return f"{self.root}/model"
 
     @property
+    def owner(self) -> str:
+        """The folder of the claims on the run."""
+        return f"{self.root}/owner"
+
+    @property
     def checkpoints(self) -> str:
         """The folder of the training checkpoints."""
         return f"{self.root}/checkpoints"
 
-    def checkpoint(self, step: int) -> str:
-        """The checkpoint at one global step; names sort as steps do."""
-        return f"{self.checkpoints}/{step:012d}"
+    def checkpoint(self, step: int, claim: int) -> str:
+        """The checkpoint that a claim's owner wrote at one global step; names sort as steps do."""
+        return f"{self.checkpoints}/{step:012d}-{claim:06d}"
+
+    @property
+    def newest_checkpoint(self) -> str:
+        """The name of the latest checkpoint, for a storage whose listings lag."""
+        return f"{self.checkpoints}/newest.json"
 
     def report(self, fingerprint: str) -> str:
         """One evaluation."""

@@ -17,7 +17,7 @@ from batchtrain.spec.task import Task
 
 __all__ = ["PREPARED_DATA", "PreparedData", "SplitRows"]
 
-PREPARED_DATA = ArtifactKind("prepared_data", 1)
+PREPARED_DATA = ArtifactKind("prepared_data", 2)
 
 NUMERIC, CODES, TARGET, ROW_ID = "numeric", "codes", "target", "row_id"
 
@@ -114,6 +114,16 @@ class PreparedData:
     def lanes(self) -> int:
         """V, the lanes of the training split."""
         return int(self.content["lanes"])
+
+    @property
+    def shards_per_lane(self) -> int:
+        """How many shards of the training split are one lane."""
+        return int(self.content["shards_per_lane"])
+
+    @property
+    def window_rows(self) -> int:
+        """The rows of a lane that are permuted in one go, at most."""
+        return int(self.content["window_rows"])
 
     def num_rows(self, split: str) -> int:
         """How many rows a split has."""

@@ -10,8 +10,8 @@ from batchtrain.artifacts.artifact import Artifact, ArtifactKind
 
 __all__ = ["CHECKPOINT", "TRAINED_MODEL", "TrainedModel"]
 
-TRAINED_MODEL = ArtifactKind("trained_model", 1)
-CHECKPOINT = ArtifactKind("checkpoint", 1)
+TRAINED_MODEL = ArtifactKind("trained_model", 2)
+CHECKPOINT = ArtifactKind("checkpoint", 2)
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,10 @@ class TrainedModel:
     def machine(self) -> dict[str, Any]:
         """Every choice that the machine made."""
         return dict(self.artifact.read_json("run.json"))
+
+    def inexact(self) -> list[dict[str, Any]]:
+        """What a resume could not do as the attempt before it; empty for an exact run."""
+        return list(self.artifact.read_json("inexact.json"))
 
     def parameters(self) -> list[dict[str, Any]]:
         """Name, shape and count of each parameter."""

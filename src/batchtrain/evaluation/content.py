@@ -93,8 +93,18 @@ def report_content(
             **{key: str(value) for key, value in sources.trained.machine().items()},
             "input files": ", ".join(profile["files"][:5]) or spec.data.source,
         },
-        warnings=tuple(profile["warnings"]),
+        warnings=(*profile["warnings"], *_inexact(sources.trained)),
     )
+
+
+def _inexact(trained: TrainedModel) -> list[str]:
+    """One sentence for each thing that a resume could not do as the attempt before it."""
+    return [
+        f"the training was resumed after step {entry['step']} where {entry['what']} was "
+        f"{entry['now']!r} and had been {entry['then']!r}: the last bits may differ from those of "
+        "an unbroken run"
+        for entry in trained.inexact()
+    ]
 
 
 def _summary(spec: RunSpec, fitted: FittedPreprocessor) -> str:

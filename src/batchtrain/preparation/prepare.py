@@ -15,7 +15,7 @@ from batchtrain.artifacts import Draft
 from batchtrain.artifacts.parquet_bytes import parquet_bytes
 from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.preparation.resolve import Change
-from batchtrain.preparation.shards import ShardWriter
+from batchtrain.preparation.shards import ShardWriter, auto_lanes, packed_row_bytes
 from batchtrain.preparation.survey import Survey, column_types
 from batchtrain.preprocessing import (
     Features,
@@ -34,6 +34,7 @@ from batchtrain.preprocessing.statistics import (
 )
 from batchtrain.preprocessing.transform import class_names
 from batchtrain.progress import Progress
+from batchtrain.row_order import WINDOW_ROWS
 from batchtrain.spec.data import SPLITS
 from batchtrain.tables import read_blocks
 
@@ -41,9 +42,6 @@ __all__ = ["build_prepared_data", "fit"]
 
 GOLDEN_ROWS = 64
 """How many raw rows go into a bundle for its self-test."""
-
-LANES = 1
-"""V of the row order. One lane serves every number of rows that one process trains on."""
 
 MANY_CATEGORIES = 1000
 
@@ -64,7 +62,8 @@ def build_prepared_data(found: Survey, draft: Draft, progress: Progress) -> Mapp
         DataError: If a row cannot be used and its policy does not say what to do.
     """
     fitted, statistics = fit(found, progress)
-    written = _write_splits(found, fitted, draft, progress)
+    lanes = _training_lanes(found, fitted)
+    written = _write_splits(found, fitted, {"train": lanes}, draft, progress)
     draft.add_json("preprocess.json", fitted.to_json())
     draft.add_json("profile.json", _profile(found, fitted, statistics, written))
     draft.add("golden.parquet", parquet_bytes(written.golden))
@@ -74,7 +73,9 @@ def build_prepared_data(found: Survey, draft: Draft, progress: Progress) -> Mapp
         "num_classes": len(fitted.target.classes),
         "num_numeric": fitted.num_numeric,
         "cardinalities": list(fitted.cardinalities),
-        "lanes": LANES,
+        "lanes": lanes,
+        "shards_per_lane": len(written.shards["train"]) // lanes,
+        "window_rows": WINDOW_ROWS,
         "input_rows": found.schema.num_rows,
         "splits": {
             split: {"rows": found.rows(split), "shards": written.shards[split]} for split in SPLITS
@@ -117,10 +118,26 @@ class _Written:
     golden: pa.Table
 
 
+def _training_lanes(found: Survey, fitted: FittedPreprocessor) -> int:
+    """V: what `data.lanes` says, else what the size of the training rows asks for."""
+    if found.data.lanes is not None:
+        return found.data.lanes
+    row_bytes = packed_row_bytes(fitted.num_numeric, len(fitted.cardinalities))
+    return auto_lanes(found.rows("train"), row_bytes)
+
+
 def _write_splits(
-    found: Survey, fitted: FittedPreprocessor, draft: Draft, progress: Progress
+    found: Survey,
+    fitted: FittedPreprocessor,
+    lanes: Mapping[str, int],
+    draft: Draft,
+    progress: Progress,
 ) -> _Written:
-    writers = {split: ShardWriter(draft, split, found.rows(split), lanes=LANES) for split in SPLITS}
+    """Transform every block and write its rows; a split that `lanes` does not name has one."""
+    writers = {
+        split: ShardWriter(draft, split, found.rows(split), lanes=lanes.get(split, 1))
+        for split in SPLITS
+    }
     filled: Counter[str] = Counter()
     unseen: Counter[str] = Counter()
     golden_ids = _golden_row_ids(found)

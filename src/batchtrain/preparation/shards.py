@@ -1,14 +1,33 @@
-"""Write a split as near-equal shards while its rows stream past."""
+"""Write a split as near-equal shards in lanes while its rows stream past."""
 
 from __future__ import annotations
 
 from batchtrain.artifacts import Draft
 from batchtrain.artifacts.prepared import SplitRows
 
-__all__ = ["SHARD_ROWS", "ShardWriter", "shard_bounds"]
+__all__ = ["SHARD_ROWS", "ShardWriter", "auto_lanes", "packed_row_bytes", "shard_bounds"]
 
 SHARD_ROWS = 131_072
 """A shard has at most this many rows."""
+
+SMALL_BYTES = 1 << 30
+"""Training rows of less than this are one lane: they fit into the memory of one process."""
+
+MANY_LANES = 64
+"""The lanes of larger ones: as many ranks can each hold a part of the rows."""
+
+
+def packed_row_bytes(num_numeric: int, num_categorical: int) -> int:
+    """What a row takes: float32 features, int64 codes, the target and the row number."""
+    return 4 * num_numeric + 8 * num_categorical + 8 + 8
+
+
+def auto_lanes(num_rows: int, row_bytes: int) -> int:
+    """V of the row order, from the size of the training rows alone.
+
+    Neither the machine nor the number of workers plays a part, since V decides the order.
+    """
+    return 1 if num_rows * row_bytes < SMALL_BYTES else MANY_LANES
 
 
 def shard_bounds(num_rows: int, lanes: int) -> list[int]:
@@ -48,7 +67,9 @@ class ShardWriter:
 
     def _write_shard(self) -> None:
         size = self._next_size()
-        waiting = SplitRows.concatenate(self._parts)
+        # Of one part many small shards may be cut; each is a view of it.
+        one_part = len(self._parts) == 1
+        waiting = self._parts[0] if one_part else SplitRows.concatenate(self._parts)
         name = f"{self._split}/{len(self.names):05d}.parquet"
         self._draft.add(name, waiting[slice(0, size)].to_bytes())
         self.names.append(name)

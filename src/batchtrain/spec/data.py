@@ -158,6 +158,8 @@ class DataSpec(SpecModel):
     """The CSV cells that mean "missing"."""
     split: SplitSpec | None = None
     """Left out: stratified for classification, random for regression."""
+    lanes: int | None = Field(default=None, ge=1, le=4096)
+    """Parts of the training rows that workers can hold apart. Left out: 1, and 64 from 1 GiB on."""
 
     @model_validator(mode="after")
     def _each_column_has_one_role(self) -> DataSpec:

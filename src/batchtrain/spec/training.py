@@ -1,4 +1,4 @@
-"""The `training` section: epochs, batches, loss, optimizer, schedule, early stopping."""
+"""The `training` section: epochs, batches, loss, optimizer, schedule, stopping, checkpoints."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from batchtrain.spec.base import SpecModel
 __all__ = [
     "Adam",
     "AdamW",
+    "CheckpointSpec",
     "CosineSchedule",
     "EarlyStopping",
     "LossName",
@@ -106,6 +107,18 @@ class EarlyStopping(SpecModel):
     """A fall smaller than this does not count."""
 
 
+class CheckpointSpec(SpecModel):
+    """When the state of the training is saved. It never changes the result; a signal saves too."""
+
+    every_steps: int | None = Field(default=None, ge=1)
+    """Global steps from one to the next; null saves by time alone."""
+    every_seconds: float | None = Field(default=60.0, gt=0)
+    """Seconds from one to the next; null saves by steps alone."""
+    keep: int = Field(default=3, ge=1)
+    """The newest so many stay; so do the one that a resume began from and the first that holds
+    the best weights."""
+
+
 class TrainingSpec(SpecModel):
     """How the model is trained."""
 
@@ -118,3 +131,4 @@ class TrainingSpec(SpecModel):
     optimizer: OptimizerSpec = Adam(kind="adam")
     schedule: ScheduleSpec | None = None
     early_stopping: EarlyStopping | None = None
+    checkpoint: CheckpointSpec = CheckpointSpec()

@@ -2,69 +2,170 @@
 
 from __future__ import annotations
 
-from batchtrain.artifacts import Artifact, Draft, RunLayout, open_artifact
-from batchtrain.artifacts.artifact import MANIFEST, reuse_or_build
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from batchtrain.artifacts import Artifact, Draft, RunLayout, open_artifact, reuse_or_build
+from batchtrain.artifacts.artifact import MANIFEST
+from batchtrain.artifacts.manifest import canonical_json
+from batchtrain.artifacts.ownership import Claim, on_chain
 from batchtrain.artifacts.trained import CHECKPOINT
 from batchtrain.errors import ArtifactDamagedError, ArtifactError
+from batchtrain.points import passed
 from batchtrain.progress import Progress
 from batchtrain.training.machine import MachineChoices
-from batchtrain.training.state import TrainState
+from batchtrain.training.state import Snapshot, TrainState
 
 __all__ = [
+    "CheckpointName",
+    "FoundCheckpoint",
     "newest_checkpoint",
+    "publish_checkpoint",
+    "published_checkpoints",
     "recorded_machine",
-    "remove_checkpoints",
     "restore",
-    "save_checkpoint",
+    "superfluous",
 ]
 
+NAME = re.compile(r"(?P<step>\d{12})-(?P<claim>\d{6})")
 
-def save_checkpoint(state: TrainState, machine: MachineChoices, layout: RunLayout) -> Artifact:
-    """Publish the state between two steps, and the choices that a resume must make again."""
+
+@dataclass(frozen=True, order=True)
+class CheckpointName:
+    """What tells the checkpoints of a run apart; they sort by step, never by time.
+
+    Attributes:
+        step: Global steps taken.
+        claim: The claim whose owner wrote it.
+    """
+
+    step: int
+    claim: int
+
+    @classmethod
+    def of_key(cls, key: str) -> CheckpointName | None:
+        """The name in the key of a checkpoint's folder; None where there is none."""
+        found = NAME.fullmatch(key.rpartition("/")[2])
+        return cls(int(found["step"]), int(found["claim"])) if found else None
+
+    def key(self, layout: RunLayout) -> str:
+        """The checkpoint's folder."""
+        return layout.checkpoint(self.step, self.claim)
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """A checkpoint that verifies."""
+
+    name: CheckpointName
+    artifact: Artifact
+
+
+def publish_checkpoint(
+    snapshot: Snapshot,
+    machine: MachineChoices,
+    layout: RunLayout,
+    *,
+    claim: int,
+    check_owner: Callable[[], None],
+) -> CheckpointName:
+    """Publish the state between two steps, and the choices that a resume must make again.
+
+    Args:
+        snapshot: The state.
+        machine: The choices.
+        layout: Where the run lies.
+        claim: The claim that this process holds.
+        check_owner: Raises `FencedError` if somebody else has taken the run over.
+    """
 
     def build(draft: Draft) -> dict[str, int]:
-        tensors, document = state.to_bytes()
+        tensors, document = snapshot.to_bytes()
         draft.add("state.safetensors", tensors)
         draft.add("state.json", document)
         draft.add_json("run.json", machine.to_json())
-        return {"step": state.step, "epoch": state.epoch}
+        return {"step": snapshot.step, "epoch": snapshot.epoch, "claim": claim}
 
-    key = layout.checkpoint(state.step)
-    if not _verifies(layout, key):
-        # A damaged one of the same step was passed over; it must not stand in the way.
-        _remove(layout, key)
-    artifact, _status = reuse_or_build(
+    name = CheckpointName(snapshot.step, claim)
+    passed("checkpoint.begun")
+    reuse_or_build(
         layout.storage,
-        key,
+        name.key(layout),
         CHECKPOINT,
-        inputs={"run": layout.run_id, "step": state.step},
+        inputs={"run": layout.run_id, "step": snapshot.step, "claim": claim},
         build=build,
+        check=check_owner,
     )
-    return artifact
+    passed("checkpoint.published")
+    pointer = canonical_json({"step": name.step, "claim": name.claim})
+    layout.storage.write(layout.newest_checkpoint, pointer)
+    passed("checkpoint.named")
+    return name
 
 
-def newest_checkpoint(layout: RunLayout, progress: Progress) -> Artifact | None:
+def newest_checkpoint(
+    layout: RunLayout, claims: Sequence[Claim], progress: Progress
+) -> FoundCheckpoint | None:
     """The checkpoint with the most steps that verifies, or None where none was ever published.
+
+    Checkpoints that a fenced writer published after it was fenced are not looked at.
 
     Raises:
         ArtifactDamagedError: If there are checkpoints and all are damaged: beginning anew in
             silence would throw away work that somebody may want to save.
     """
-    published = _published(layout)
-    for key in reversed(published):
+    names = published_checkpoints(layout, claims)
+    for name in reversed(names):
         try:
-            found = open_artifact(layout.storage, key, CHECKPOINT)
+            found = open_artifact(layout.storage, name.key(layout), CHECKPOINT)
             found.verify()
         except ArtifactError as error:
             progress.note(f"a damaged checkpoint is passed over: {error}")
         else:
-            return found
-    if published:
+            return FoundCheckpoint(name, found)
+    if names:
         raise ArtifactDamagedError(
             f"expected a whole checkpoint in {layout.storage.url(layout.checkpoints)}, found "
-            f"{len(published)} damaged ones. Restore one, or delete that folder to begin anew"
+            f"{len(names)} damaged ones. Restore one, or delete the run's folder "
+            f"{layout.storage.url(layout.root)} to begin anew"
         )
     return None
+
+
+def published_checkpoints(layout: RunLayout, claims: Sequence[Claim]) -> list[CheckpointName]:
+    """The checkpoints on the line of the newest claim, in the order of their steps.
+
+    They are those that a listing shows and, since a listing may lag behind, those that are known
+    by name: the latest one, and the one that each claim goes on from.
+    """
+    ending = f"/{MANIFEST}"
+    keys = layout.storage.list(layout.checkpoints)
+    listed = [CheckpointName.of_key(key.removesuffix(ending)) for key in keys]
+    named = [
+        CheckpointName(claim.continues.step, claim.continues.epoch)
+        for claim in claims
+        if claim.continues is not None
+    ]
+    known = {name for name in (*listed, _latest(layout)) if name is not None}
+    # What a claim goes on from may be superseded and deleted; it counts where nothing else does.
+    found = sorted(name for name in known if on_chain(claims, name.claim, name.step))
+    return found or sorted(name for name in named if on_chain(claims, name.claim, name.step))
+
+
+def superfluous(
+    names: Iterable[CheckpointName], *, keep: int, protected: Iterable[CheckpointName]
+) -> list[CheckpointName]:
+    """Which checkpoints retention deletes: all but the newest `keep` and the protected ones.
+
+    Example:
+        >>> names = [CheckpointName(step, 1) for step in (10, 20, 30, 40)]
+        >>> [name.step for name in superfluous(names, keep=2, protected=names[:1])]
+        [20]
+    """
+    return sorted(set(sorted(names)[:-keep]) - set(protected))
 
 
 def recorded_machine(checkpoint: Artifact) -> MachineChoices:
@@ -78,34 +179,16 @@ def restore(state: TrainState, checkpoint: Artifact) -> None:
     Raises:
         ArtifactError: If the checkpoint is damaged or belongs to another model.
     """
+    passed("resume.reading")
     state.load_bytes(
         checkpoint.read("state.safetensors"), checkpoint.read("state.json"), where=checkpoint.url
     )
+    passed("resume.done")
 
 
-def remove_checkpoints(layout: RunLayout) -> None:
-    """Delete all checkpoints of a run whose model is published.
-
-    The manifests go first, so that no reader ever takes a part for a whole.
-    """
-    _remove(layout, layout.checkpoints)
-
-
-def _remove(layout: RunLayout, folder: str) -> None:
-    keys = layout.storage.list(folder)
-    for key in sorted(keys, key=lambda key: not key.endswith(f"/{MANIFEST}")):
-        layout.storage.delete(key)
-
-
-def _verifies(layout: RunLayout, key: str) -> bool:
-    try:
-        open_artifact(layout.storage, key, CHECKPOINT).verify()
-    except ArtifactError:
-        return False
-    return True
-
-
-def _published(layout: RunLayout) -> list[str]:
-    ending = f"/{MANIFEST}"
-    keys = layout.storage.list(layout.checkpoints)
-    return [key.removesuffix(ending) for key in keys if key.endswith(ending)]
+def _latest(layout: RunLayout) -> CheckpointName | None:
+    """The checkpoint that the pointer names; a pointer is a hint, so anything else is None."""
+    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+        found = json.loads(layout.storage.read(layout.newest_checkpoint))
+        return CheckpointName(int(found["step"]), int(found["claim"]))
+    return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -11,12 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from batchtrain.errors import DivergedError
+from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss
+from batchtrain.points import passed
 from batchtrain.training.plan import TrainingPlan
+from batchtrain.training.ranks import Ranks
 from batchtrain.training.state import TrainState, weights_of
 from batchtrain.training.worker import Worker
 
-__all__ = ["StepLosses", "Watcher", "measure", "train_until_done"]
+__all__ = ["Keeper", "StepLosses", "Watcher", "measure", "train_until_done"]
 
 FLUSH_STEPS = 64
 """Losses are read from the device every so many steps: reading each would make it wait."""
@@ -34,12 +37,21 @@ class Watcher(Protocol):
         ...
 
 
+class Keeper(Protocol):
+    """What is asked between two steps whether to save and whether to go on."""
+
+    def goes_on(self, state: TrainState, losses: StepLosses) -> bool:
+        """Save the state where that is due; False where the run is to stop, all ranks alike."""
+        ...
+
+
 def train_until_done(
     state: TrainState,
     worker: Worker,
     plan: TrainingPlan,
     loss: Loss,
     watcher: Watcher,
+    keeper: Keeper,
     measured: Sequence[str],
 ) -> bool:
     """Train to the last epoch, or until stopped; False if it was asked to stop before the end.
@@ -48,35 +60,42 @@ def train_until_done(
 
     Args:
         state: Where to begin; it is changed in place.
-        worker: Serves the batches.
+        worker: Serves the rows.
         plan: How far to go.
         loss: What is minimised.
         watcher: Hears of every step and epoch.
+        keeper: Saves the state and knows when to stop.
         measured: The splits whose loss and score are recorded after each epoch.
 
     Raises:
         DivergedError: If the loss is no longer a finite number.
     """
-    model = worker.wrap(state.model)
+    model = worker.wrap(state.model, loss)
     if not state.history:
-        _finish_epoch(state, worker, model, loss, watcher, measured)
+        _finish_epoch(state, worker, loss, watcher, measured)
     while state.epoch < plan.epochs and not state.stopped:
-        losses = StepLosses(state, watcher)
+        losses = StepLosses(state, watcher, worker.ranks)
         model.train()
-        for batch in worker.batches(state.epoch, state.step - state.epoch * plan.steps_per_epoch):
+        for share in worker.shares(state.epoch, state.step - state.epoch * plan.steps_per_epoch):
+            passed("step.rows")
             worker.seed_step(state.step)
             state.optimizer.zero_grad()
-            batch_loss = loss(model(batch.numeric_BF, batch.codes_BC), batch)
-            batch_loss.backward()
+            outputs_BK = model(share.batch.numeric_BF, share.batch.codes_BC)
+            step_loss = loss(outputs_BK, share.batch, share.denominator)
+            passed("step.forward")
+            step_loss.backward()
+            passed("step.backward")
             state.optimizer.step()
+            passed("step.optimizer")
             state.step += 1
-            losses.add(batch_loss.detach(), len(batch.target_B))
-            if worker.stop_requested:
-                losses.flush()
+            losses.add(step_loss.detach(), share.global_rows)
+            if not keeper.goes_on(state, losses):
                 return False
         losses.flush()
+        passed("epoch.steps")
         state.epoch += 1
-        _finish_epoch(state, worker, model, loss, watcher, measured)
+        _finish_epoch(state, worker, loss, watcher, measured)
+        passed("epoch.finished")
     return True
 
 
@@ -86,24 +105,27 @@ class StepLosses:
 
     state: TrainState
     watcher: Watcher
+    ranks: Ranks
     _waiting: list[Tensor] = field(default_factory=list)
     _rows: list[int] = field(default_factory=list)
 
-    def add(self, loss: Tensor, rows: int) -> None:
-        """Take the mean loss of the step that has just been taken, over `rows` rows."""
+    def add(self, loss: Tensor, global_rows: int) -> None:
+        """Take this rank's loss of the step that has just been taken."""
         self._waiting.append(loss)
-        self._rows.append(rows)
+        self._rows.append(global_rows)
         if len(self._waiting) == FLUSH_STEPS:
             self.flush()
 
     def flush(self) -> None:
         """Read the losses and add them up, one step after the other in float64.
 
-        The sum is the same wherever flushes fall, so an interruption cannot change it.
+        The sum is the same wherever flushes fall, so an interruption cannot change it. All ranks
+        read the same losses, so that all end in the same step where one is not finite.
         """
         if not self._waiting:
             return
-        values = torch.stack(self._waiting).tolist()
+        parts = self.ranks.gather(torch.stack(self._waiting).tolist())
+        values = [sum(of_step) / len(parts) for of_step in zip(*parts, strict=True)]
         first_step = self.state.step - len(values)
         for place, (value, rows) in enumerate(zip(values, self._rows, strict=True)):
             if not math.isfinite(value):
@@ -123,7 +145,6 @@ class StepLosses:
 def _finish_epoch(
     state: TrainState,
     worker: Worker,
-    model: nn.Module,
     loss: Loss,
     watcher: Watcher,
     measured: Sequence[str],
@@ -141,7 +162,7 @@ def _finish_epoch(
     for split in measured:
         record |= {
             f"{split}_{name}": value
-            for name, value in measure(model, loss, worker, split).items()
+            for name, value in measure(state.model, loss, worker, split).items()
             if f"{split}_{name}" not in record
         }
     state.history.append(record)
@@ -164,6 +185,7 @@ def _decide(state: TrainState, record: dict[str, Any]) -> None:
         state.best_loss, state.best_epoch = valid_loss, state.epoch
         state.best_weights = weights_of(state.model)
     state.schedule.step(state.epoch - 1, valid_loss)
+    passed("epoch.schedule")
     if state.early_stop is not None and valid_loss is not None:
         state.stopped = state.early_stop.update(valid_loss)
 
@@ -172,38 +194,77 @@ def _decide(state: TrainState, record: dict[str, Any]) -> None:
 def measure(model: nn.Module, loss: Loss, worker: Worker, split: str) -> dict[str, float]:
     """The row-weighted loss of a split and its score: accuracy (a share), or R2.
 
+    Each rank measures its blocks; what they found is merged in the order of the blocks, so that
+    the number of ranks does not show in the last bit.
+
+    Args:
+        model: Not wrapped by DDP, which would wait for ranks that have fewer blocks.
+        loss: What is summed.
+        worker: Serves the blocks.
+        split: Which rows.
+
     Raises:
         DivergedError: If the loss is not finite.
     """
     model.eval()
-    loss_sum = 0.0
-    rows = right = 0
-    residual = total = square = 0.0
-    shift: float | None = None
-    for batch in worker.split_batches(split):
-        outputs_BK = model(batch.numeric_BF, batch.codes_BC)
-        loss_sum += float(loss.sum(outputs_BK, batch))
-        rows += len(batch.target_B)
-        if batch.target_B.is_floating_point():
-            target = batch.target_B.double()
-            residual += float((outputs_BK[:, 0].double() - target).square().sum())
-            # Distances from any one value: sums of squares of large targets would cancel.
-            shift = float(target[0]) if shift is None else shift
-            total += float((target - shift).sum())
-            square += float((target - shift).square().sum())
-        elif outputs_BK.shape[1] == 1:
-            right += int(((outputs_BK[:, 0] > 0) == batch.target_B).sum())
-        else:
-            right += int((outputs_BK.argmax(dim=1) == batch.target_B).sum())
-    if not math.isfinite(loss_sum):
+    mine = [
+        [number, *_block_parts(model(batch.numeric_BF, batch.codes_BC), batch, loss)]
+        for number, batch in worker.split_blocks(split)
+    ]
+    blocks = sorted(block for of_rank in worker.ranks.gather(mine) for block in of_rank)
+    found = _merged(block[1:] for block in blocks)
+    if not math.isfinite(found.loss_sum):
         raise DivergedError(
-            f"expected a finite loss on the {split} split, found {loss_sum}. "
+            f"expected a finite loss on the {split} split, found {found.loss_sum}. "
             "Lower `training.optimizer.lr`, or look for extreme values in the data"
         )
-    found = {"loss": loss_sum / rows}
-    spread = square - total * total / rows
+    scores = {"loss": found.loss_sum / found.rows}
     if loss.name in {"cross_entropy", "bce"}:
-        found["accuracy"] = right / rows
-    elif spread > 0:
-        found["r2"] = 1 - residual / spread
-    return found
+        scores["accuracy"] = found.right / found.rows
+    elif found.spread > 0:
+        scores["r2"] = 1 - found.residual / found.spread
+    return scores
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Sums over rows: the loss; rows predicted right; squared errors and deviations of targets."""
+
+    rows: int = 0
+    loss_sum: float = 0.0
+    right: int = 0
+    residual: float = 0.0
+    mean: float = 0.0
+    spread: float = 0.0
+
+
+def _block_parts(outputs_BK: Tensor, batch: Batch, loss: Loss) -> list[float]:
+    """The parts of one block, as a list in the order of the fields of `_Parts`."""
+    rows, loss_sum = len(batch.target_B), float(loss.sum(outputs_BK, batch))
+    if batch.target_B.is_floating_point():
+        target = batch.target_B.double()
+        residual = float((outputs_BK[:, 0].double() - target).square().sum())
+        mean = float(target.mean())
+        return [rows, loss_sum, 0, residual, mean, float((target - mean).square().sum())]
+    if outputs_BK.shape[1] == 1:
+        right = int(((outputs_BK[:, 0] > 0) == batch.target_B).sum())
+    else:
+        right = int((outputs_BK.argmax(dim=1) == batch.target_B).sum())
+    return [rows, loss_sum, right, 0.0, 0.0, 0.0]
+
+
+def _merged(blocks: Iterable[Sequence[Any]]) -> _Parts:
+    """All blocks as one; the deviations as Chan, Golub and LeVeque (1983) merge them."""
+    all_rows = _Parts()
+    for rows, loss_sum, right, residual, mean, spread in blocks:
+        total = all_rows.rows + rows
+        gap = mean - all_rows.mean
+        all_rows = _Parts(
+            rows=total,
+            loss_sum=all_rows.loss_sum + loss_sum,
+            right=all_rows.right + right,
+            residual=all_rows.residual + residual,
+            mean=all_rows.mean + gap * rows / total,
+            spread=all_rows.spread + spread + gap * gap * all_rows.rows * rows / total,
+        )
+    return all_rows

@@ -29,6 +29,7 @@ class MachineChoices:
         threads: Intra-op threads; their number is part of the rounding.
         fused: Whether the optimizer takes torch's one-kernel step.
         gather_rows: Rows gathered in one go.
+        workers: W, the ranks among which the batches are divided.
         capability: The CPU's vector unit, or the GPU's name.
         torch: The version of torch.
         python: The version of Python.
@@ -39,6 +40,7 @@ class MachineChoices:
     threads: int
     fused: bool
     gather_rows: int
+    workers: int
     capability: str
     torch: str
     python: str
@@ -47,6 +49,15 @@ class MachineChoices:
     def to_json(self) -> dict[str, Any]:
         """The choices as JSON."""
         return asdict(self)
+
+    def chosen(self) -> dict[str, Any]:
+        """The choices that any machine can repeat; the others are what it is."""
+        return {
+            "device": self.device,
+            "threads": self.threads,
+            "fused": self.fused,
+            "gather_rows": self.gather_rows,
+        }
 
     def differences(self, other: MachineChoices) -> dict[str, tuple[Any, Any]]:
         """What differs between two machines: name to both values."""
@@ -67,8 +78,8 @@ class MachineChoices:
             ) from error
 
 
-def choose_machine(resources: ResourcesSpec) -> MachineChoices:
-    """Choose for this machine.
+def choose_machine(resources: ResourcesSpec, *, workers: int = 1) -> MachineChoices:
+    """Choose for this machine and this number of ranks.
 
     Raises:
         TrainingError: If the spec asks for a device that is not there.
@@ -85,6 +96,7 @@ def choose_machine(resources: ResourcesSpec) -> MachineChoices:
         threads=resources.cpus_per_worker,
         fused=True,
         gather_rows=GATHER_ROWS,
+        workers=workers,
         capability=torch.cuda.get_device_name() if device == "cuda" else _cpu_capability(),
         torch=torch.__version__,
         python=platform.python_version(),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from batchtrain.row_order import num_batches
+from batchtrain.artifacts.prepared import PreparedData
+from batchtrain.row_order import RowOrder
 from batchtrain.spec.training import TrainingSpec
 
-__all__ = ["TrainingPlan", "auto_batch_rows", "make_plan"]
+__all__ = ["TrainingPlan", "auto_batch_rows", "make_plan", "row_order"]
 
 
 @dataclass(frozen=True)
@@ -15,20 +16,30 @@ class TrainingPlan:
     """How far and in which steps to train.
 
     Attributes:
-        num_rows: N, the training rows.
+        order: The order of the training rows.
         batch_rows: B, the rows of a global batch.
-        steps_per_epoch: How many global batches an epoch has; the last one may be short.
         epochs: How many epochs at most.
-        seed: Of the row order and dropout.
-        lanes: V of the row order.
     """
 
-    num_rows: int
+    order: RowOrder
     batch_rows: int
-    steps_per_epoch: int
     epochs: int
-    seed: int
-    lanes: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many global batches an epoch has; the last one may be short."""
+        return self.order.num_batches(self.batch_rows)
+
+
+def row_order(prepared: PreparedData, *, seed: int) -> RowOrder:
+    """The order of the training rows of prepared data."""
+    return RowOrder(
+        num_rows=prepared.num_rows("train"),
+        lanes=prepared.lanes,
+        shards_per_lane=prepared.shards_per_lane,
+        window_rows=prepared.window_rows,
+        seed=seed,
+    )
 
 
 def auto_batch_rows(num_rows: int) -> int:
@@ -40,19 +51,12 @@ def auto_batch_rows(num_rows: int) -> int:
     return min(1024, max(32, 1 << (fortieth.bit_length() - 1)))
 
 
-def make_plan(spec: TrainingSpec, *, num_rows: int, seed: int, lanes: int) -> TrainingPlan:
+def make_plan(spec: TrainingSpec, order: RowOrder) -> TrainingPlan:
     """Resolve the batch size against the number of training rows."""
     if spec.batch_size == "full":
-        batch_rows = num_rows
+        batch_rows = order.num_rows
     elif spec.batch_size == "auto":
-        batch_rows = auto_batch_rows(num_rows)
+        batch_rows = auto_batch_rows(order.num_rows)
     else:
         batch_rows = spec.batch_size
-    return TrainingPlan(
-        num_rows=num_rows,
-        batch_rows=batch_rows,
-        steps_per_epoch=num_batches(num_rows, batch_rows),
-        epochs=spec.epochs,
-        seed=seed,
-        lanes=lanes,
-    )
+    return TrainingPlan(order=order, batch_rows=batch_rows, epochs=spec.epochs)

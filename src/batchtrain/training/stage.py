@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from typing import TYPE_CHECKING, Any
 
-from batchtrain.artifacts import BuildStatus, Draft, RunLayout, reuse_or_build
+from batchtrain.artifacts import (
+    BuildStatus,
+    Draft,
+    RunLayout,
+    remove_artifacts,
+    reuse_or_build,
+)
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.trained import TRAINED_MODEL, TrainedModel
 from batchtrain.progress import Progress
@@ -13,6 +20,10 @@ from batchtrain.spec.base import fingerprint_of
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.model import CustomModel
 from batchtrain.storage import Storage
+
+if TYPE_CHECKING:  # they import torch, which a run that reuses its model does not need
+    from batchtrain.training.owner import RunOwner
+    from batchtrain.training.train import Launcher
 
 __all__ = ["run_layout", "train"]
 
@@ -30,34 +41,62 @@ def train(
     progress: Progress,
     *,
     allow_code: Sequence[str] = (),
+    launcher: Launcher | None = None,
+    take_over: bool = False,
 ) -> tuple[TrainedModel, BuildStatus]:
     """Train the model of a spec on prepared data, once.
 
+    Args:
+        loaded: The spec.
+        prepared: The rows.
+        layout: Where the run lies.
+        progress: Hears of the training.
+        allow_code: Packages whose code a custom model may run.
+        launcher: Runs the ranks; left out, there is one, in this process.
+        take_over: Whether to go on although another process seems to write this run.
+
     Raises:
         InterruptedRunError: If Ctrl-C or SIGTERM came; calling again goes on from there.
+        OwnershipError: If another process writes this run.
         TrainingError: If the training failed.
     """
-    resumed = False
+    owner: RunOwner | None = None
 
-    def build(draft: Draft) -> Any:
+    def build(draft: Draft) -> Mapping[str, Any]:
         # Imported here, since a run that reuses its model does not need torch.
+        from batchtrain.training.owner import RunOwner
         from batchtrain.training.train import train_model
 
-        nonlocal resumed
-        content, resumed = train_model(
-            loaded, prepared, layout, draft, progress, allow_code=allow_code
+        nonlocal owner
+        owner = stack.enter_context(closing(RunOwner(layout, progress, take_over=take_over)))
+        return train_model(
+            loaded,
+            prepared,
+            layout,
+            draft,
+            progress,
+            owner=owner,
+            launcher=launcher,
+            allow_code=allow_code,
         )
-        return content
 
-    artifact, status = reuse_or_build(
-        layout.storage, layout.model, TRAINED_MODEL, inputs=_inputs(loaded, prepared), build=build
-    )
+    def check() -> None:
+        if owner is not None:
+            owner.check()
+
+    with ExitStack() as stack:
+        artifact, status = reuse_or_build(
+            layout.storage,
+            layout.model,
+            TRAINED_MODEL,
+            inputs=_inputs(loaded, prepared),
+            build=build,
+            check=check,
+        )
     # Also where an earlier call published the model and was killed before it came to this.
-    if layout.storage.list(layout.checkpoints):
-        from batchtrain.training.checkpoints import remove_checkpoints
-
-        remove_checkpoints(layout)
-    if resumed:
+    for folder in (layout.checkpoints, layout.owner):
+        remove_artifacts(layout.storage, folder)
+    if owner is not None and owner.checkpoint is not None:
         status = "resumed"
     return TrainedModel(artifact), status
 
@@ -74,7 +113,8 @@ def _inputs(loaded: LoadedSpec, prepared: PreparedData) -> dict[str, Any]:
         "format": TRAINED_MODEL.format,
         "prepared": prepared.artifact.manifest.fingerprint,
         "model": spec.model.model_dump(mode="json"),
-        "training": spec.training.model_dump(mode="json"),
+        # When the state is saved changes nothing of what comes out.
+        "training": spec.training.model_dump(mode="json", exclude={"checkpoint"}),
         "monitor": sorted(spec.tracking.monitor),
         "determinism": spec.determinism,
         "seed": spec.seed,

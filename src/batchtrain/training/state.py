@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
@@ -14,13 +15,69 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from batchtrain.errors import ArtifactError
+from batchtrain.errors import ArtifactError, DivergedError
 from batchtrain.models.optim import EarlyStop, Schedule
 from batchtrain.models.state import load_optimizer, optimizer_json, optimizer_tensors
 
-__all__ = ["TrainState", "weights_of"]
+__all__ = ["Snapshot", "TrainState", "weights_of"]
 
 MODEL, OPTIMIZER, BEST = "model/", "optimizer/", "best/"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training run between two steps, as it was at that moment.
+
+    Attributes:
+        tensors: Weights, moments and the best weights so far, on the CPU.
+        learned: The names of those that a step changes; a buffer may hold infinity on purpose.
+        document: All the rest, as JSON.
+    """
+
+    tensors: Mapping[str, Tensor]
+    learned: frozenset[str]
+    document: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Global steps taken."""
+        return int(self.document["step"])
+
+    @property
+    def epoch(self) -> int:
+        """Epochs that are over."""
+        return int(self.document["epoch"])
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose weights are the best so far."""
+        return int(self.document["best_epoch"])
+
+    def sha256(self) -> str:
+        """The hash of all this; equal for two runs that are the same to the last bit.
+
+        What a resume could not repeat is left out: it says how the state came about.
+        """
+        exact = {key: value for key, value in self.document.items() if key != "inexact"}
+        tensors, document = replace(self, document=exact).to_bytes()
+        return hashlib.sha256(tensors + document).hexdigest()
+
+    def to_bytes(self) -> tuple[bytes, bytes]:
+        """All tensors as safetensors, and the rest as JSON.
+
+        Raises:
+            DivergedError: If a weight or a moment is not finite: the step that made it so has
+                a finite loss, so nobody has noticed yet, and a resume could never recover.
+        """
+        for name in sorted(self.learned):
+            if not bool(self.tensors[name].isfinite().all()):
+                raise DivergedError(
+                    f"expected finite weights after step {self.step}, found NaN or infinity in "
+                    f"{name!r}; this state is not saved. Lower `training.optimizer.lr`, or look "
+                    "for extreme values in the data"
+                )
+        document = json.dumps(self.document, allow_nan=False).encode()
+        return safetensors.torch.save(dict(self.tensors)), document
 
 
 @dataclass
@@ -42,6 +99,8 @@ class TrainState:
         best_weights: The weights after that epoch; empty without a validation loss.
         stopped: Whether early stopping has ended the run.
         history: One record an epoch; it holds no time and no host.
+        inexact: One record for each choice of the machine that a resume could not repeat; empty
+            where the run is the same, bit for bit, as one that nobody interrupted.
     """
 
     model: nn.Module
@@ -57,6 +116,7 @@ class TrainState:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     stopped: bool = False
     history: list[dict[str, Any]] = field(default_factory=list)
+    inexact: list[dict[str, Any]] = field(default_factory=list)
 
     def learning_rate(self) -> float:
         """The rate of the next step."""
@@ -66,31 +126,37 @@ class TrainState:
         """The weights that the trained model is known by: the best, or else the last."""
         return self.best_weights or weights_of(self.model)
 
-    def to_bytes(self) -> tuple[bytes, bytes]:
-        """All tensors as safetensors, and the rest as JSON."""
+    def snapshot(self) -> Snapshot:
+        """A copy of all this on the CPU, which the next step does not change."""
         tensors = {f"{MODEL}{name}": value for name, value in weights_of(self.model).items()}
+        # They are replaced as a whole, never written into.
         tensors |= {f"{BEST}{name}": value for name, value in self.best_weights.items()}
-        tensors |= {
-            f"{OPTIMIZER}{name}": value.cpu().clone()
+        moments = {
+            f"{OPTIMIZER}{name}": value.to("cpu", copy=True)
             for name, value in optimizer_tensors(self.optimizer, self.model).items()
         }
-        document = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "loss_sum": self.loss_sum,
-            "loss_rows": self.loss_rows,
-            "best_epoch": self.best_epoch,
-            "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
-            "stopped": self.stopped,
-            "history": self.history,
-            "optimizer": optimizer_json(self.optimizer, self.model),
-            "schedule": self.schedule.state(),
-            "early_stop": self.early_stop.state() if self.early_stop else None,
-        }
-        return safetensors.torch.save(tensors), json.dumps(document, allow_nan=False).encode()
+        parameters = {f"{MODEL}{name}" for name, _value in self.model.named_parameters()}
+        return Snapshot(
+            tensors={**tensors, **moments},
+            learned=frozenset(parameters | set(moments)),
+            document={
+                "epoch": self.epoch,
+                "step": self.step,
+                "loss_sum": self.loss_sum,
+                "loss_rows": self.loss_rows,
+                "best_epoch": self.best_epoch,
+                "best_loss": self.best_loss if math.isfinite(self.best_loss) else None,
+                "stopped": self.stopped,
+                "history": list(self.history),
+                "inexact": list(self.inexact),
+                "optimizer": optimizer_json(self.optimizer, self.model),
+                "schedule": self.schedule.state(),
+                "early_stop": self.early_stop.state() if self.early_stop else None,
+            },
+        )
 
     def load_bytes(self, tensors: bytes, document: bytes, *, where: str) -> None:
-        """Become the state that `to_bytes` was called on; the next step is then the same.
+        """Become the state that the snapshot was taken of; the next step is then the same.
 
         Raises:
             ArtifactError: If it belongs to another model or spec.
@@ -117,6 +183,7 @@ class TrainState:
         self.best_weights = _below(loaded, BEST)
         self.stopped = bool(saved["stopped"])
         self.history = list(saved["history"])
+        self.inexact = list(saved["inexact"])
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

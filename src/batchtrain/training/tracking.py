@@ -1,18 +1,30 @@
-"""TensorBoard event files: the tags that people look for, without slowing the loop."""
+"""What people see of a training: the terminal's progress and TensorBoard's event files."""
 
 from __future__ import annotations
 
+import tempfile
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["TensorBoardLog"]
+from batchtrain.artifacts import RunLayout
+from batchtrain.errors import StorageError
+from batchtrain.models.inputs import ModelInputs
+from batchtrain.progress import Progress
+from batchtrain.spec.evaluation import TensorBoardSpec
+from batchtrain.spec.load import LoadedSpec
+from batchtrain.storage import Storage, local_folder
+from batchtrain.training.state import TrainState
+
+__all__ = ["RunWatcher", "TensorBoardLog", "open_event_log"]
 
 BURST_SECONDS = 1.0
 """Step losses are handed on so often: each time wakes a thread that takes turns with the loop."""
@@ -27,14 +39,23 @@ class TensorBoardLog:
     `Accuracy/<split>` in percent (or `R2/<split>`) and `learning_rate` by epoch; the graph.
     """
 
-    def __init__(self, folder: Path, *, every_steps: int, purge_step: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        every_steps: int,
+        purge_step: int,
+        on_close: Callable[[], None] = lambda: None,
+    ) -> None:
         """Open the event files.
 
         Args:
             folder: Where they go.
             every_steps: Every how many steps `Loss/train` is written.
             purge_step: The step from which on older events in the folder are void.
+            on_close: Called when all is written.
         """
+        self._on_close = on_close
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, max_queue=QUEUED_EVENTS)
         self._every_steps = every_steps
         self._waiting: list[tuple[int, float, float]] = []
@@ -87,9 +108,106 @@ class TensorBoardLog:
         """Write everything out; also on failure."""
         self._write_steps()
         self._writer.close()
+        self._on_close()
 
     def _write_steps(self) -> None:
         for step, loss, heard in self._waiting:
             self._writer.add_scalar("Loss/train", loss, step, walltime=heard)
         self._waiting.clear()
         self._last_burst = time.monotonic()
+
+
+@dataclass
+class RunWatcher:
+    """Hands what happens to the terminal and to TensorBoard.
+
+    A full disk under the event files is no reason to lose a model: the log ends, the run does not.
+    """
+
+    progress: Progress
+    log: TensorBoardLog | None
+    monitored: Sequence[str]
+    epochs: int
+
+    @classmethod
+    def silent(cls) -> RunWatcher:
+        """One that tells nobody, for the ranks other than 0."""
+        return cls(Progress(), None, (), 0)
+
+    def __enter__(self) -> RunWatcher:
+        """Nothing to do; leaving writes everything out, also on failure."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Write everything out."""
+        self._write(lambda log: log.close())
+
+    def steps_done(self, first_step: int, losses: Sequence[float]) -> None:
+        """See `batchtrain.training.loop.Watcher`."""
+        self._write(lambda log: log.steps(first_step, losses))
+
+    def epoch_done(self, record: dict[str, Any]) -> None:
+        """See `batchtrain.training.loop.Watcher`."""
+        self.progress.epoch_finished(record, self.epochs)
+        self._write(lambda log: log.epoch(record, self.monitored))
+
+    def _write(self, call: Callable[[TensorBoardLog], None]) -> None:
+        if self.log is None:
+            return
+        try:
+            call(self.log)
+        except (OSError, StorageError) as error:
+            self.progress.note(
+                f"the event files for TensorBoard end here, they cannot be written: {error}"
+            )
+            self.log = None
+
+
+def open_event_log(
+    loaded: LoadedSpec, layout: RunLayout, state: TrainState, inputs: ModelInputs
+) -> TensorBoardLog | None:
+    """Open the event files; what an earlier try wrote from this step on is void, not deleted.
+
+    Another process may be training the same run and writing to the same folder.
+    """
+    wanted = loaded.spec.tracking.tensorboard
+    if wanted is False:
+        return None
+    folder = local_folder(layout.storage)
+    temporary = None
+    if isinstance(wanted, TensorBoardSpec):
+        events = loaded.path.parent / wanted.dir / layout.root
+    elif folder is not None:
+        events = folder / layout.tensorboard
+    else:
+        temporary = tempfile.TemporaryDirectory(prefix="batchtrain-events-")
+        events = Path(temporary.name)
+
+    def on_close() -> None:
+        if temporary is not None:
+            _upload(events, layout.storage, layout.tensorboard)
+            temporary.cleanup()
+
+    log = TensorBoardLog(
+        events,
+        every_steps=loaded.spec.tracking.log_every_steps,
+        purge_step=state.step,
+        on_close=on_close,
+    )
+    device = next(state.model.parameters()).device
+    numeric_BF = torch.zeros(2, inputs.num_numeric, device=device)
+    codes_BC = torch.zeros(2, len(inputs.cardinalities), dtype=torch.int64, device=device)
+    log.graph(state.model, (numeric_BF, codes_BC))
+    return log
+
+
+def _upload(folder: Path, storage: Storage, key: str) -> None:
+    """Copy event files to a storage that no file can be opened on."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            storage.write(f"{key}/{path.relative_to(folder).as_posix()}", path.read_bytes())

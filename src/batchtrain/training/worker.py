@@ -1,11 +1,11 @@
-"""What the training loop may ask of whatever runs it, and the one-process answer.
+"""What the training loop may ask of whatever runs it, and the answer from rows in memory.
 
 Shapes: B rows of a batch, N rows of a split, F numeric features, C categorical columns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Protocol
@@ -16,14 +16,35 @@ from torch import Tensor, nn
 
 from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.models.inputs import Batch
-from batchtrain.row_order import counter_generator, epoch_order, num_batches
+from batchtrain.models.losses import Loss
+from batchtrain.row_order import RankRows, counter_generator, rank_rows
+from batchtrain.training.ddp import exact_ddp
 from batchtrain.training.plan import TrainingPlan
+from batchtrain.training.ranks import OneRank, Ranks
 
-__all__ = ["GATHER_ROWS", "LocalWorker", "ResidentSplit", "Worker"]
+__all__ = ["GATHER_ROWS", "ResidentSplit", "ResidentWorker", "Share", "Worker"]
 
 GATHER_ROWS = 16_384
 """Rows gathered in one go: enough to spread the cost of the call, few enough for the cache. Where a
 batch lies in its block shows in the last bits, so a run keeps the number that it began with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One rank's part of one global batch.
+
+    Attributes:
+        batch: The rank's rows. A rank without a row in this batch has one of weight 0, so that it
+            takes part in the step and adds nothing to it.
+        global_rows: The rows of the whole batch, over all ranks.
+        denominator: What the sum of the rank's losses is divided by, so that the mean of the
+            ranks' gradients is that of the whole batch: global rows over ranks. None with one
+            rank, where it is the plain mean.
+    """
+
+    batch: Batch
+    global_rows: int
+    denominator: float | None = None
 
 
 class Worker(Protocol):
@@ -34,15 +55,15 @@ class Worker(Protocol):
     """
 
     @property
-    def stop_requested(self) -> bool:
-        """Whether somebody asked for the run to stop; the loop looks at it after each step."""
+    def ranks(self) -> Ranks:
+        """Which of how many workers this is, and how they tell each other something."""
         ...
 
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, loss: Loss) -> nn.Module:
         """Put the model on the worker's device and make its gradients those of the batch."""
         ...
 
-    def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+    def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
         """Yield this worker's part of the global batches of an epoch, from `first_step` on.
 
         Calling twice with the same arguments yields the same rows in the same order.
@@ -50,11 +71,15 @@ class Worker(Protocol):
         ...
 
     def seed_step(self, step: int) -> None:
-        """Set the generator that dropout draws from, by the global step alone."""
+        """Set the generator that dropout draws from, by the global step and the rank alone."""
         ...
 
-    def split_batches(self, split: str) -> Iterator[Batch]:
-        """Yield every row of a split once, in its own order."""
+    def split_blocks(self, split: str) -> Iterator[tuple[int, Batch]]:
+        """Yield this worker's blocks of a split, each with its number.
+
+        The blocks of all workers together are every row once. A block is the same rows whatever
+        the number of workers.
+        """
         ...
 
 
@@ -88,7 +113,7 @@ class ResidentSplit:
         """N."""
         return int(self.target_N.shape[0])
 
-    def gathered(self, rows: Tensor, batch_rows: int) -> Iterator[Batch]:
+    def gathered(self, rows: Tensor, batch_rows: int | list[int]) -> Iterator[Batch]:
         """Cut the rows of an index into batches; each is a view of one gathered block."""
         # index_select copies whole rows; indexing with [rows] takes five times as long.
         numeric = self.numeric_NF.index_select(0, rows).split(batch_rows)
@@ -97,27 +122,32 @@ class ResidentSplit:
         for numeric_BF, codes_BC, target_B in zip(numeric, codes, targets, strict=True):
             yield Batch(numeric_BF, codes_BC, target_B)
 
-    def in_order(self, batch_rows: int) -> Iterator[Batch]:
+    def in_order(self, block_rows: int) -> Iterator[Batch]:
         """All rows once, as they lie."""
         for numeric_BF, codes_BC, target_B in zip(
-            self.numeric_NF.split(batch_rows),
-            self.codes_NC.split(batch_rows),
-            self.target_N.split(batch_rows),
+            self.numeric_NF.split(block_rows),
+            self.codes_NC.split(block_rows),
+            self.target_N.split(block_rows),
             strict=True,
         ):
             yield Batch(numeric_BF, codes_BC, target_B)
 
+    def weightless_row(self) -> Batch:
+        """The first row with weight 0: it takes part in a step and adds nothing to it."""
+        weight_B = torch.zeros(1, device=self.target_N.device)
+        return Batch(self.numeric_NF[:1], self.codes_NC[:1], self.target_N[:1], weight_B)
 
-class LocalWorker:
-    """Runs the whole batch in this process, from rows that are resident on the device."""
+
+class ResidentWorker:
+    """Serves one rank's rows from tensors that are resident on the device."""
 
     def __init__(
         self,
         plan: TrainingPlan,
         splits: Mapping[str, SplitRows],
         device: torch.device,
-        stop_requested: Callable[[], bool] = lambda: False,
         *,
+        ranks: Ranks | None = None,
         gather_rows: int = GATHER_ROWS,
     ) -> None:
         """Move the splits to the device.
@@ -126,50 +156,80 @@ class LocalWorker:
             plan: The numbers of the run.
             splits: The training split, and those that are measured.
             device: Where the model trains.
-            stop_requested: Asked after every step.
-            gather_rows: Rows gathered in one go; it is part of the numerical result.
+            ranks: Left out, this worker is the only one.
+            gather_rows: Rows of the global batches gathered in one go; it is part of the
+                numerical result.
         """
         self.device = device
+        self.ranks = ranks or OneRank()
         self._plan = plan
         self._gather_rows = gather_rows
         self._splits = {name: ResidentSplit.of(rows, device) for name, rows in splits.items()}
-        self._stop_requested = stop_requested
-        self._dropout_seed = int(counter_generator(plan.seed, "dropout").random_raw(1)[0] >> 33)
+        self._dropout_seed = _dropout_seed(plan.order.seed, self.ranks.rank)
 
-    @property
-    def stop_requested(self) -> bool:
-        """See `Worker.stop_requested`."""
-        return self._stop_requested()
+    def wrap(self, model: nn.Module, loss: Loss) -> nn.Module:
+        """See `Worker.wrap`; with one rank the model is its own wrapper."""
+        model = model.to(self.device)
+        if self.ranks.size == 1:
+            return model
+        row = self._splits["train"].weightless_row()
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """See `Worker.wrap`; with one process the model is its own wrapper."""
-        return model.to(self.device)
+        def backward(wrapped: nn.Module) -> None:
+            loss(wrapped(row.numeric_BF, row.codes_BC), row, 1.0).backward()
 
-    def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        """See `Worker.batches`."""
-        plan = self._plan
-        order = epoch_order(plan.num_rows, lanes=plan.lanes, seed=plan.seed, epoch=epoch)
-        rows = torch.from_numpy(order).to(self.device)
-        per_block = max(1, self._gather_rows // plan.batch_rows)
-        stride = per_block * plan.batch_rows
-        for block in range(first_step // per_block, num_batches(plan.num_rows, stride)):
-            some = rows[block * stride : (block + 1) * stride]
-            batches = self._splits["train"].gathered(some, plan.batch_rows)
-            # The last bits of a product depend on where its rows lie in memory. So a resume
-            # gathers the same block as the first pass did, and skips what was done.
-            yield from islice(batches, max(0, first_step - block * per_block), None)
+        return exact_ddp(model, backward=backward)
+
+    def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
+        """See `Worker.shares`."""
+        plan, size = self._plan, self.ranks.size
+        mine = rank_rows(
+            plan.order,
+            epoch=epoch,
+            batch_rows=plan.batch_rows,
+            world_size=size,
+            rank=self.ranks.rank,
+        )
+        for step, batch in enumerate(self._batches(mine, first_step), first_step):
+            rows = plan.order.batch_size(plan.batch_rows, step)
+            if size == 1:
+                yield Share(batch, rows)
+            elif len(batch.target_B):
+                yield Share(batch, rows, rows / size)
+            else:
+                yield Share(self._splits["train"].weightless_row(), rows, rows / size)
 
     def seed_step(self, step: int) -> None:
         """See `Worker.seed_step`.
 
         torch's CPU generator keeps 32 bits of a seed, so consecutive steps get consecutive
-        seeds: no two steps of a run share one.
+        seeds: no two steps of a rank share one.
         """
         seed = self._dropout_seed + step
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def split_batches(self, split: str) -> Iterator[Batch]:
-        """See `Worker.split_batches`."""
-        return self._splits[split].in_order(self._gather_rows)
+    def split_blocks(self, split: str) -> Iterator[tuple[int, Batch]]:
+        """See `Worker.split_blocks`; block `i` is rank `i mod W`'s."""
+        blocks = enumerate(self._splits[split].in_order(self._gather_rows))
+        return islice(blocks, self.ranks.rank, None, self.ranks.size)
+
+    def _batches(self, mine: RankRows, first_step: int) -> Iterator[Batch]:
+        """The rank's rows of each global batch; some of a rank may have none."""
+        rows = torch.from_numpy(mine.rows).to(self.device)
+        starts = mine.step_starts.tolist()
+        steps = len(starts) - 1
+        per_block = max(1, self._gather_rows // self._plan.batch_rows)
+        for block in range(first_step - first_step % per_block, steps, per_block):
+            end = min(block + per_block, steps)
+            sizes = [starts[step + 1] - starts[step] for step in range(block, end)]
+            batches = self._splits["train"].gathered(rows[starts[block] : starts[end]], sizes)
+            # The last bits of a product depend on where its rows lie in memory. So a resume
+            # gathers the same block as the first pass did, and skips what was done.
+            yield from islice(batches, max(0, first_step - block), None)
+
+
+def _dropout_seed(seed: int, rank: int) -> int:
+    """31 bits from which a rank counts its steps."""
+    key = ("dropout",) if rank == 0 else ("dropout", rank)
+    return int(counter_generator(seed, *key).random_raw(1)[0] >> 33)

@@ -16,17 +16,18 @@ from torch import Tensor, nn
 from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.errors import ArtifactError, DivergedError, InterruptedRunError, TrainingError
 from batchtrain.models.inputs import Batch
-from batchtrain.models.losses import make_loss
+from batchtrain.models.losses import Loss, make_loss
 from batchtrain.models.optim import EarlyStop, build_optimizer, build_schedule
-from batchtrain.row_order import epoch_order
+from batchtrain.row_order import RowOrder
 from batchtrain.spec.run import ResourcesSpec
 from batchtrain.spec.training import Adam, Sgd, TrainingSpec
 from batchtrain.training import loop, machine
-from batchtrain.training.loop import train_until_done
+from batchtrain.training.loop import StepLosses, train_until_done
 from batchtrain.training.machine import choose_machine, machine_in_force
 from batchtrain.training.plan import TrainingPlan, auto_batch_rows, make_plan
+from batchtrain.training.ranks import OneRank
 from batchtrain.training.state import TrainState, weights_of
-from batchtrain.training.worker import LocalWorker
+from batchtrain.training.worker import ResidentWorker, Share
 from tests.support.builders import quantity_table, run, spec_for, stop_training
 
 
@@ -45,30 +46,39 @@ class LineNet(nn.Module):
 class FakeWorker:
     """Serves batches of made-up rows, all epochs the same."""
 
-    def __init__(self, train: Sequence[Batch], valid: Sequence[Batch], stop_at: int = 0) -> None:
+    def __init__(self, train: Sequence[Batch], valid: Sequence[Batch]) -> None:
         self.device = torch.device("cpu")
+        self.ranks = OneRank()
         self.splits = {"train": train, "valid": valid}
-        self.stop_at = stop_at
         self.asked: list[tuple[int, int]] = []
         self.seeds: list[int] = []
 
-    @property
-    def stop_requested(self) -> bool:
-        return len(self.seeds) == self.stop_at
-
-    def wrap(self, model: nn.Module) -> nn.Module:
+    def wrap(self, model: nn.Module, loss: Loss) -> nn.Module:
         return model
 
-    def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+    def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
         self.asked.append((epoch, first_step))
-        return iter(self.splits["train"][first_step:])
+        rest = self.splits["train"][first_step:]
+        return (Share(batch, len(batch.target_B)) for batch in rest)
 
     def seed_step(self, step: int) -> None:
         self.seeds.append(step)
         torch.default_generator.manual_seed(step)
 
-    def split_batches(self, split: str) -> Iterator[Batch]:
-        return iter(self.splits[split])
+    def split_blocks(self, split: str) -> Iterator[tuple[int, Batch]]:
+        return iter(enumerate(self.splits[split]))
+
+
+class StopAt:
+    """Keeps nothing and stops after so many steps, as a signal would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def goes_on(self, state: TrainState, losses: StepLosses) -> bool:
+        if state.step == self.step:
+            losses.flush()
+        return state.step != self.step
 
 
 class Heard:
@@ -113,16 +123,27 @@ def new_state(
 
 def plan_of(train: Sequence[Batch], epochs: int) -> TrainingPlan:
     rows = sum(len(batch.target_B) for batch in train)
-    return TrainingPlan(rows, len(train[0].target_B), len(train), epochs, seed=0, lanes=1)
+    return TrainingPlan(order_of(rows), len(train[0].target_B), epochs)
 
 
 def go(
-    state: TrainState, worker: FakeWorker, epochs: int, heard: Heard | None = None
+    state: TrainState,
+    worker: FakeWorker,
+    epochs: int,
+    heard: Heard | None = None,
+    stop_at: int = 0,
 ) -> tuple[bool, Heard]:
     heard = heard or Heard()
     plan = plan_of(worker.splits["train"], epochs)
     measured = ["valid"] if worker.splits["valid"] else []
-    return train_until_done(state, worker, plan, make_loss("mse"), heard, measured), heard
+    done = train_until_done(
+        state, worker, plan, make_loss("mse"), heard, StopAt(stop_at), measured
+    )
+    return done, heard
+
+
+def written(state: TrainState) -> tuple[bytes, bytes]:
+    return state.snapshot().to_bytes()
 
 
 @pytest.fixture(autouse=True)
@@ -160,9 +181,9 @@ def test_epoch_0_is_the_untrained_model_and_each_epoch_has_one_record() -> None:
     assert worker.asked == [(0, 0), (1, 0), (2, 0)]
     assert (state.epoch, state.step) == (3, 6)
     # A call after the last epoch does nothing.
-    before = state.to_bytes()
+    before = written(state)
     assert go(state, worker, epochs=3)[0]
-    assert state.to_bytes() == before
+    assert written(state) == before
     assert len(worker.seeds) == 6
 
 
@@ -172,17 +193,16 @@ def test_a_stop_comes_back_between_two_steps_and_the_next_call_goes_on(stop_at: 
     whole = new_state(Adam(kind="adam", lr=0.1), dropout=True)
     _done, expected = go(whole, FakeWorker(train, valid), epochs=3)
     state = new_state(Adam(kind="adam", lr=0.1), dropout=True)
-    stopped = FakeWorker(train, valid, stop_at=stop_at)
-    done, heard = go(state, stopped, epochs=3)
+    done, heard = go(state, FakeWorker(train, valid), epochs=3, stop_at=stop_at)
     assert not done
     assert state.step == stop_at
     copy = new_state(Adam(kind="adam", lr=0.1), dropout=True)
-    copy.load_bytes(*state.to_bytes(), where="here")
+    copy.load_bytes(*written(state), where="here")
     worker = FakeWorker(train, valid)
     done, heard = go(copy, worker, epochs=3, heard=heard)
     assert done
     assert worker.asked[0] == ((stop_at - 1) // 2, (stop_at - 1) % 2 + 1)
-    assert copy.to_bytes() == whole.to_bytes()
+    assert written(copy) == written(whole)
     assert heard.losses == expected.losses
     assert heard.records == expected.records
 
@@ -195,7 +215,7 @@ def test_where_losses_are_read_changes_nothing(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(loop, "FLUSH_STEPS", 5)
     other = new_state()
     _done, expected = go(other, FakeWorker(batches(4, 4, 4, 4, 1), batches(5, seed=1)), epochs=2)
-    assert state.to_bytes() == other.to_bytes()
+    assert written(state) == written(other)
     assert heard.losses == expected.losses
 
 
@@ -232,9 +252,9 @@ def test_early_stopping_ends_the_run_and_a_later_call_does_not_wake_it() -> None
     assert done
     assert state.stopped
     assert state.epoch == state.best_epoch + 2
-    before = state.to_bytes()
+    before = written(state)
     assert go(state, worker, epochs=50)[0]
-    assert state.to_bytes() == before
+    assert written(state) == before
 
 
 @pytest.mark.parametrize("bad", [0, 1, 4])
@@ -255,7 +275,7 @@ def test_a_stop_request_never_commits_a_state_whose_loss_is_no_number() -> None:
     train = batches(4, 4)
     train[0] = replace(train[0], target_B=train[0].target_B * float("inf"))
     with pytest.raises(DivergedError, match="step 0"):
-        go(new_state(), FakeWorker(train, batches(5, seed=1), stop_at=1), epochs=2)
+        go(new_state(), FakeWorker(train, batches(5, seed=1)), epochs=2, stop_at=1)
 
 
 def test_a_learning_rate_of_a_million_diverges_with_advice_and_publishes_nothing(
@@ -275,7 +295,7 @@ def test_a_state_of_another_model_or_optimizer_is_refused() -> None:
             self.line = nn.Linear(2, 1)
 
     state = new_state()
-    saved = state.to_bytes()
+    saved = written(state)
     model = WideNet()
     optimizer = build_optimizer(Sgd(kind="sgd"), model.parameters(), fused=True)
     other = TrainState(model, optimizer, build_schedule(None, optimizer, 1), None)
@@ -297,6 +317,10 @@ def test_the_weights_that_are_kept_do_not_follow_the_model() -> None:
 # The worker of one process, and the plan.
 
 
+def order_of(num_rows: int, *, lanes: int = 1, seed: int = 0) -> RowOrder:
+    return RowOrder(num_rows, lanes=lanes, shards_per_lane=1, window_rows=10**6, seed=seed)
+
+
 def rows(num_rows: int) -> SplitRows:
     return SplitRows(
         numeric=np.arange(num_rows, dtype=np.float32)[:, None],
@@ -313,11 +337,11 @@ def test_d01_a_worker_serves_the_global_batches_of_the_order(
     gather: int, lanes: int, batch_rows: int
 ) -> None:
     num_rows = 23
-    plan = TrainingPlan(num_rows, batch_rows, -(-num_rows // batch_rows), 2, seed=5, lanes=lanes)
-    worker = LocalWorker(plan, {"train": rows(num_rows)}, torch.device("cpu"), gather_rows=gather)
+    plan = TrainingPlan(order_of(num_rows, lanes=lanes, seed=5), batch_rows, epochs=2)
+    worker = ResidentWorker(plan, {"train": rows(num_rows)}, torch.device("cpu"), gather_rows=gather)
     for epoch in (0, 1):
-        order = epoch_order(num_rows, lanes=lanes, seed=5, epoch=epoch)
-        served = list(worker.batches(epoch, 0))
+        order = plan.order.epoch(epoch)
+        served = [share.batch for share in worker.shares(epoch, 0)]
         assert len(served) == plan.steps_per_epoch
         for step, batch in enumerate(served):
             expected = order[step * batch_rows : (step + 1) * batch_rows]
@@ -325,7 +349,7 @@ def test_d01_a_worker_serves_the_global_batches_of_the_order(
             assert batch.codes_BC[:, 0].tolist() == (expected * 2).tolist()
             assert batch.target_B.tolist() == (expected * 3).tolist()
         for first in range(plan.steps_per_epoch + 1):
-            rest = list(worker.batches(epoch, first))
+            rest = [share.batch for share in worker.shares(epoch, first)]
             assert len(rest) == plan.steps_per_epoch - first
             for batch, whole in zip(rest, served[first:], strict=True):
                 assert torch.equal(batch.numeric_BF, whole.numeric_BF)
@@ -334,18 +358,18 @@ def test_d01_a_worker_serves_the_global_batches_of_the_order(
 
 
 def test_a_worker_serves_every_row_of_a_split_once_in_order() -> None:
-    plan = TrainingPlan(5, 2, 3, 1, seed=0, lanes=1)
+    plan = TrainingPlan(order_of(5), 2, 1)
     splits = {"train": rows(5), "valid": rows(20)}
-    worker = LocalWorker(plan, splits, torch.device("cpu"), gather_rows=8)
-    served = [batch.target_B for batch in worker.split_batches("valid")]
+    worker = ResidentWorker(plan, splits, torch.device("cpu"), gather_rows=8)
+    served = [batch.target_B for _number, batch in worker.split_blocks("valid")]
     assert torch.cat(served).tolist() == [float(3 * row) for row in range(20)]
     assert served[0].dtype == torch.float32
 
 
 def test_dropout_draws_by_the_global_step_and_the_runs_seed_alone() -> None:
     def draws(seed: int, step: int) -> list[float]:
-        plan = TrainingPlan(5, 2, 3, 1, seed=seed, lanes=1)
-        worker = LocalWorker(plan, {"train": rows(5)}, torch.device("cpu"))
+        plan = TrainingPlan(order_of(5, seed=seed), 2, 1)
+        worker = ResidentWorker(plan, {"train": rows(5)}, torch.device("cpu"))
         worker.seed_step(step)
         return torch.rand(4).tolist()
 
@@ -368,8 +392,10 @@ def test_the_automatic_batch_is_a_fortieth_of_the_rows_as_a_power_of_two(
     [("full", 70, 1), ("auto", 32, 3), (70, 70, 1), (69, 69, 2)],
 )
 def test_a_plan_resolves_the_batch_size(asked: Any, rows_per_batch: int, steps: int) -> None:
-    plan = make_plan(TrainingSpec(batch_size=asked, epochs=9), num_rows=70, seed=3, lanes=2)
-    assert plan == TrainingPlan(70, rows_per_batch, steps, 9, seed=3, lanes=2)
+    order = order_of(70, lanes=2, seed=3)
+    plan = make_plan(TrainingSpec(batch_size=asked, epochs=9), order)
+    assert plan == TrainingPlan(order, rows_per_batch, 9)
+    assert plan.steps_per_epoch == steps
 
 
 # ----------------------------------------------------------------------------------------------

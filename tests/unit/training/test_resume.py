@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from batchtrain.artifacts import RunLayout
+from batchtrain.artifacts import RunLayout, remove_artifacts
 from batchtrain.artifacts.artifact import MANIFEST
 from batchtrain.artifacts.trained import TrainedModel
 from batchtrain.errors import ArtifactDamagedError, ArtifactError, InterruptedRunError
@@ -21,7 +21,6 @@ from batchtrain.pipeline import RunResult
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.training import loop
-from batchtrain.training.checkpoints import remove_checkpoints
 from batchtrain.training.machine import MachineChoices, choose_machine
 from batchtrain.training.stage import train
 from tests.support.builders import (
@@ -165,6 +164,7 @@ def test_a_resumed_run_leaves_its_model_and_no_checkpoint(tmp_path: Path) -> Non
     layout = layout_for(loaded)
     assert layout.storage.list(layout.checkpoints) == []
     model = result.trained.artifact
+    assert layout.storage.list(layout.owner) == []
     assert set(all_files(storage_of(loaded).root / layout.root)) == {
         "run.json",
         "model/manifest.json",
@@ -178,7 +178,7 @@ def test_an_interrupted_run_says_where_it_is_and_how_to_go_on(tmp_path: Path) ->
     message = str(stop_training(loaded, STEPS + 1))
     layout = layout_for(loaded)
     assert f"epoch 2 after step {STEPS + 1}" in message
-    assert layout.storage.url(layout.checkpoint(STEPS + 1)) in message
+    assert layout.storage.url(layout.checkpoint(STEPS + 1, claim=1)) in message
     assert "again" in message
     assert layout.storage.size(f"{layout.model}/manifest.json") is None
 
@@ -203,7 +203,8 @@ def go_on(loaded: LoadedSpec) -> tuple[TrainedModel, str, list[str]]:
 
 def state_file(loaded: LoadedSpec, step: int, name: str = "state.safetensors") -> Path:
     layout = layout_for(loaded)
-    (key,) = [key for key in layout.storage.list(layout.checkpoint(step)) if key.endswith(name)]
+    keys = layout.storage.list(layout.checkpoints)
+    (key,) = [key for key in keys if f"/{step:012d}-" in key and key.endswith(name)]
     return storage_of(loaded).root / key
 
 
@@ -260,8 +261,8 @@ def test_r05_checkpoints_are_removed_manifests_first() -> None:
     deleted: list[str] = []
     layout = RunLayout(Watched(), "run", "0123456789ab")
     for step in (1, 2):
-        publish(layout.storage, {"state": b"x"}, key=layout.checkpoint(step))
-    remove_checkpoints(layout)
+        publish(layout.storage, {"state": b"x"}, key=layout.checkpoint(step, claim=1))
+    remove_artifacts(layout.storage, layout.checkpoints)
     assert layout.storage.list("") == []
     assert [key.endswith(MANIFEST) for key in deleted] == [True, True, False, False]
 
@@ -288,7 +289,7 @@ def test_r11_a_resume_on_another_machine_is_never_silent(
     stop_training(loaded, 1)
     here = choose_machine(loaded.spec.resources)
     elsewhere = replace(here, **{name: value})
-    monkeypatch.setattr("batchtrain.training.train.choose_machine", lambda _: elsewhere)
+    monkeypatch.setattr("batchtrain.training.train.choose_machine", lambda _spec, workers: elsewhere)
     _trained, status, notes = go_on(loaded)
     assert status == "resumed"
     assert len(notes) == 1

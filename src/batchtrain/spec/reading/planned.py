@@ -53,10 +53,8 @@ class Planned:
 COPY_FIRST = "Copy the data to a local folder and name that"
 CONVERT = "Convert the rows to CSV or Parquet"
 LOCAL_FOLDER = "Use a local folder"
-LAST_AND_BEST = "The last and the best state are kept without it"
 
 PLANNED = (
-    Planned("data.lanes"),
     Planned("data.weight"),
     Planned("data.source", COPY_FIRST, starts=("s3://", "gs://", "hf:")),
     Planned("data.source", CONVERT, ends=(".jsonl", ".jsonl.gz", ".ndjson", ".arrow", ".feather")),
@@ -66,7 +64,6 @@ PLANNED = (
         values=("time", "group", "column", "files"),
     ),
     Planned("model.kind", "Use linear, mlp or custom", values=("resnet", "cnn")),
-    Planned("training.checkpoint", LAST_AND_BEST),
     Planned("training.precision", "Training runs in float32"),
     Planned("training.mixed_precision", "Training runs in float32"),
     Planned("training.amp", "Training runs in float32"),

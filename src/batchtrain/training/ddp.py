@@ -1,0 +1,128 @@
+"""Several ranks' gradients averaged by torch's DDP, in an order that a restart does not change."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from batchtrain.errors import TrainingError
+
+__all__ = ["exact_ddp"]
+
+WARM_UP_BACKWARDS = 2
+"""DDP notes the order of the gradients in the first backward and cuts its buckets anew, once, at
+the start of the second; from then on they stay."""
+
+
+def exact_ddp(
+    model: nn.Module,
+    *,
+    backward: Callable[[nn.Module], None],
+    bucket_megabytes: float | None = None,
+) -> DistributedDataParallel:
+    """Wrap a model so that its gradients are averaged over the ranks, always in the same order.
+
+    Plain DDP begins with one set of buckets and goes on with another, so the first step after a
+    restart would add up in another order than it did without one; with three ranks or more that
+    changes the last bits. Two backwards, whose gradients are thrown away, are done before the
+    first step of every start.
+
+    All ranks call this at the same time, with the same weights. Afterwards weights, buffers,
+    `training` flags and the states of torch's random generators are what they were, and so are
+    gradients: None where there was none, the same tensor with the same values where there was one.
+
+    A parameter that no rank gives a gradient keeps none, as with one process. Which ones these are
+    is found out once, by one more backward of the model alone; a model that uses other parameters
+    in other steps fails in DDP with a sentence that says so.
+
+    Args:
+        model: In the place where it trains; the default process group exists.
+        backward: Computes any loss of the model that it is given, as a training step does, and
+            calls `backward()` on it.
+        bucket_megabytes: Gradients that are reduced together; torch's default where None.
+
+    Raises:
+        TrainingError: If no parameter of the model gets a gradient.
+    """
+    with _left_as_it_was(model):
+        has_unused = _has_unused(model, backward)
+        wrapped = DistributedDataParallel(
+            model,
+            bucket_cap_mb=bucket_megabytes,
+            find_unused_parameters=has_unused,
+            **_without_buffers(),
+        )
+        for _ in range(WARM_UP_BACKWARDS):
+            _forget_gradients(model)
+            backward(wrapped)
+    return wrapped
+
+
+def _has_unused(model: nn.Module, backward: Callable[[nn.Module], None]) -> bool:
+    """Whether a parameter that is to be trained gets no gradient on some rank.
+
+    The ranks must agree: DDP's collectives depend on the answer.
+    """
+    _forget_gradients(model)
+    backward(model)
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    used = sum(parameter.grad is not None for parameter in wanted)
+    if not used:
+        raise TrainingError(
+            f"{type(model).__name__}: expected at least one parameter to get a gradient, found "
+            "none. Use the parameters in forward(), outside of torch.no_grad() and detach()"
+        )
+    unused = torch.tensor([len(wanted) - used], device=wanted[0].device)
+    dist.all_reduce(unused, op=dist.ReduceOp.MAX)
+    return bool(unused.item())
+
+
+def _without_buffers() -> dict[str, Any]:
+    """The argument that keeps DDP from copying rank 0's buffers to all ranks at every step."""
+    # torch 2.13 renamed it, and warns of the old name.
+    names = inspect.signature(DistributedDataParallel.__init__).parameters
+    new = "forward_sync_buffers"
+    return {new if new in names else "broadcast_buffers": False}
+
+
+def _forget_gradients(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        parameter.grad = None
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put the model in training mode for a while, and everything back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
+    values = [(value, value.detach().clone()) for value in model.parameters()]
+    buffers = [
+        (module, name, value, None if value is None else value.detach().clone())
+        for module in model.modules()
+        for name, value in module._buffers.items()  # named_buffers leaves out those that are None
+    ]
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    try:
+        with torch.random.fork_rng(devices), torch.enable_grad():
+            model.train()
+            yield
+    finally:
+        with torch.no_grad():
+            for value, saved in values:
+                value.copy_(saved)
+            for module, name, buffer, saved_buffer in buffers:
+                if buffer is not None:
+                    buffer.copy_(saved_buffer)
+                # A forward may assign another tensor instead of changing this one.
+                setattr(module, name, buffer)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, training in flags:
+            module.training = training

@@ -1,0 +1,59 @@
+"""The claim on a run, from before its first step until its model is published."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from batchtrain.artifacts import RunLayout
+from batchtrain.artifacts.ownership import Claim, Continues, Ownership, claim_run
+from batchtrain.progress import Progress
+from batchtrain.training.checkpoints import FoundCheckpoint, newest_checkpoint
+
+__all__ = ["RunOwner"]
+
+
+class RunOwner:
+    """Claims a run when there is something to train, and not before.
+
+    Attributes:
+        checkpoint: What the claim goes on from; None before the claim, and for a start.
+    """
+
+    def __init__(self, layout: RunLayout, progress: Progress, *, take_over: bool) -> None:
+        self._layout = layout
+        self._progress = progress
+        self._take_over = take_over
+        self._ownership: Ownership | None = None
+        self.checkpoint: FoundCheckpoint | None = None
+
+    def claim(self) -> Ownership:
+        """Claim the run, to go on from its newest checkpoint.
+
+        Raises:
+            RunOwnedError: If another process that seems alive is writing it.
+            ArtifactDamagedError: If it has checkpoints and none is whole.
+        """
+        self._ownership = claim_run(
+            self._layout.storage,
+            self._layout.root,
+            continues=self._continues,
+            take_over=self._take_over,
+        )
+        return self._ownership
+
+    def check(self) -> None:
+        """Raise `FencedError` if another process has taken the run over."""
+        if self._ownership is not None:
+            self._ownership.check()
+
+    def close(self) -> None:
+        """Let the next one claim the run at once."""
+        if self._ownership is not None:
+            self._ownership.release()
+
+    def _continues(self, claims: Sequence[Claim]) -> Continues | None:
+        self.checkpoint = newest_checkpoint(self._layout, claims, self._progress)
+        if self.checkpoint is None:
+            return None
+        name = self.checkpoint.name
+        return Continues(epoch=name.claim, step=name.step)
