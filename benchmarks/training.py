@@ -66,9 +66,7 @@ class Case:
     def plan(self) -> TrainingPlan:
         """The plan of more epochs than there are rounds; each round takes one of them."""
         spec = TrainingSpec(epochs=MAX_EPOCHS, batch_size=self.batch_rows)
-        order = RowOrder(
-            self.num_rows, lanes=1, shards_per_lane=1, window_rows=2**20, seed=SEED
-        )
+        order = RowOrder(self.num_rows, lanes=1, shards_per_lane=1, window_rows=2**20, seed=SEED)
         return make_plan(spec, order)
 
 

@@ -23,5 +23,5 @@ def listen(listener: Callable[[str], None] | None) -> None:
 
     The listener runs in the thread that passes the point. It may raise, wait, or end the process.
     """
-    global _listener  # noqa: PLW0603
+    global _listener
     _listener = listener

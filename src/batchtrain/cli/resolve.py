@@ -10,7 +10,7 @@ from batchtrain.preparation.survey import Survey
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.resolved import resolved_document, spec_yaml
 from batchtrain.training.machine import choose_machine
-from batchtrain.training.plan import make_plan
+from batchtrain.training.plan import global_batch_rows
 
 __all__ = ["resolve"]
 
@@ -23,11 +23,10 @@ def resolve(loaded: LoadedSpec, found: Survey) -> tuple[dict[str, Any], str]:
     """
     spec = loaded.spec
     task = found.task
-    plan = make_plan(spec.training, num_rows=found.rows("train"), seed=spec.seed, lanes=1)
     document = resolved_document(
         spec,
         data=found.data.model_dump(mode="json"),
-        batch_rows=plan.batch_rows,
+        batch_rows=global_batch_rows(spec.training, num_rows=found.rows("train")),
         loss=resolve_loss(spec.training.loss, task),
         metrics=metric_names(spec.evaluation.metrics, task),
         device=choose_machine(spec.resources).device,

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["Storage"]
+from batchtrain.errors import StorageError
+
+__all__ = ["Storage", "check_key"]
+
+
+def check_key(key: str) -> None:
+    """Refuse a key that is no plain relative path, and so could lead out of the storage.
+
+    Raises:
+        StorageError: If a part is empty, `.` or `..`, or holds a backslash or a NUL.
+    """
+    if any(part in {"", ".", ".."} or "\\" in part or "\0" in part for part in key.split("/")):
+        raise StorageError(
+            f"expected a relative key without empty, '.' or '..' parts, found {key!r}"
+        )
 
 
 class Storage(Protocol):
     """A tree of named byte strings below one root.
 
-    A key is a relative path with forward slashes, without empty, `.` or `..` parts. An
-    implementer raises `StorageError` for everything that the underlying system refuses,
-    and `FileNotFoundError` where a key that must exist does not.
+    A key is a relative path with forward slashes, as `check_key` takes it. An implementer raises
+    `StorageUnavailableError` for what may pass when it is tried again, `StorageError` for
+    everything else that the underlying system refuses, and `FileNotFoundError` where a key that
+    must exist does not. No message holds a secret.
     """
 
     def url(self, key: str = "") -> str:
@@ -27,6 +42,14 @@ class Storage(Protocol):
         """The number of bytes under `key`, or None where there is nothing."""
         ...
 
+    def modified(self, key: str) -> float | None:
+        """When `key` was last written, or None where there is nothing.
+
+        In seconds since the epoch by the storage's own clock, which may differ from this
+        machine's: compare it with that of a key written just now.
+        """
+        ...
+
     def write(self, key: str, data: bytes) -> None:
         """Put `data` under `key`, whole and durable when this returns.
 
@@ -38,7 +61,16 @@ class Storage(Protocol):
         """Put `data` under `key` only if nothing is there; False if something is.
 
         Of any number of callers at once exactly one gets True, and what a reader finds is
-        that caller's data, whole.
+        that caller's data, whole. After an error it may be there all the same: the reply can
+        have been lost. So `data` must be unique to the caller (hold an id of the attempt), and
+        the caller then knows its own by reading it back.
+        """
+        ...
+
+    def leftovers(self) -> list[str]:
+        """What killed writers left and no key is, sorted; `delete` takes these names too.
+
+        A writer that is at work this moment may own one of them: look at `modified` first.
         """
         ...
 

@@ -8,7 +8,7 @@ from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.row_order import RowOrder
 from batchtrain.spec.training import TrainingSpec
 
-__all__ = ["TrainingPlan", "auto_batch_rows", "make_plan", "row_order"]
+__all__ = ["TrainingPlan", "auto_batch_rows", "global_batch_rows", "make_plan", "row_order"]
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,14 @@ def auto_batch_rows(num_rows: int) -> int:
     return min(1024, max(32, 1 << (fortieth.bit_length() - 1)))
 
 
+def global_batch_rows(spec: TrainingSpec, *, num_rows: int) -> int:
+    """B for so many training rows."""
+    if spec.batch_size == "full":
+        return num_rows
+    return auto_batch_rows(num_rows) if spec.batch_size == "auto" else spec.batch_size
+
+
 def make_plan(spec: TrainingSpec, order: RowOrder) -> TrainingPlan:
     """Resolve the batch size against the number of training rows."""
-    if spec.batch_size == "full":
-        batch_rows = order.num_rows
-    elif spec.batch_size == "auto":
-        batch_rows = auto_batch_rows(order.num_rows)
-    else:
-        batch_rows = spec.batch_size
+    batch_rows = global_batch_rows(spec, num_rows=order.num_rows)
     return TrainingPlan(order=order, batch_rows=batch_rows, epochs=spec.epochs)

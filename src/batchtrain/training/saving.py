@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Self
 
 from batchtrain.artifacts import RunLayout, remove_artifacts
 from batchtrain.training.checkpoints import (
@@ -61,7 +62,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._running: Future[None] | None = None
 
-    def __enter__(self) -> CheckpointWriter:
+    def __enter__(self) -> Self:
         """Nothing to do; leaving waits for the last checkpoint."""
         return self
 

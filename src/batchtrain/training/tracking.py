@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -134,7 +134,7 @@ class RunWatcher:
         """One that tells nobody, for the ranks other than 0."""
         return cls(Progress(), None, (), 0)
 
-    def __enter__(self) -> RunWatcher:
+    def __enter__(self) -> Self:
         """Nothing to do; leaving writes everything out, also on failure."""
         return self
 

@@ -31,6 +31,7 @@ from batchtrain.training.state import TrainState, weights_of
 
 __all__ = ["Launcher", "OneProcess", "train_model"]
 
+
 class Launcher(Protocol):
     """Runs all ranks of a training and gives back the state in which it ended."""
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from batchtrain.artifacts.prepared import SplitRows
+from batchtrain.errors import TrainingError
 from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss
 from batchtrain.row_order import RankRows, counter_generator, rank_rows
@@ -172,6 +173,7 @@ class ResidentWorker:
         model = model.to(self.device)
         if self.ranks.size == 1:
             return model
+        _refuse_batch_norm(model)
         row = self._splits["train"].weightless_row()
 
         def backward(wrapped: nn.Module) -> None:
@@ -227,6 +229,21 @@ class ResidentWorker:
             # The last bits of a product depend on where its rows lie in memory. So a resume
             # gathers the same block as the first pass did, and skips what was done.
             yield from islice(batches, max(0, first_step - block), None)
+
+
+def _refuse_batch_norm(model: nn.Module) -> None:
+    """Refuse layers whose output for a row depends on the other rows of its rank.
+
+    Raises:
+        TrainingError: If the model has one.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise TrainingError(
+                f"expected a model without batch normalisation with several workers on CPUs, found "
+                f"{type(module).__name__} in {name!r}: each worker would normalise by its own "
+                "rows, so the result would depend on their number. Use LayerNorm, or one worker"
+            )
 
 
 def _dropout_seed(seed: int, rank: int) -> int:

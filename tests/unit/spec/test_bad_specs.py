@@ -229,7 +229,6 @@ PLANNED: list[tuple[str, str, int]] = [
     *(
         (f"training:\n  {name}: 1", f"training.{name}", 7)
         for name in (
-            "checkpoint",
             "precision",
             "gradient_accumulation",
             "gradient_clipping",
@@ -243,7 +242,6 @@ PLANNED: list[tuple[str, str, int]] = [
     ("training: {early_stopping: {metric: train_loss}}", "training.early_stopping.metric", 6),
     ("retries: {lost_worker: 3}", "retries", 6),
     ("search:\n  trials: 64", "search", 6),
-    ("  lanes: 8", "data.lanes", 6),
     ("  weight: w", "data.weight", 6),
     ("  split: {kind: time, column: t}", "data.split.kind", 6),
     ("  split: {kind: group, column: t}", "data.split.kind", 6),
@@ -258,8 +256,6 @@ PLANNED: list[tuple[str, str, int]] = [
     ("model: {kind: cnn}", "model.kind", 6),
     ("tracking: {mlflow: {uri: x}}", "tracking.mlflow", 6),
     ("tracking: {wandb: true}", "tracking.wandb", 6),
-    ("storage: s3://bucket/runs", "storage", 6),
-    ("storage: gs://bucket/runs", "storage", 6),
 ]
 
 

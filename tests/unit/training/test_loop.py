@@ -136,9 +136,7 @@ def go(
     heard = heard or Heard()
     plan = plan_of(worker.splits["train"], epochs)
     measured = ["valid"] if worker.splits["valid"] else []
-    done = train_until_done(
-        state, worker, plan, make_loss("mse"), heard, StopAt(stop_at), measured
-    )
+    done = train_until_done(state, worker, plan, make_loss("mse"), heard, StopAt(stop_at), measured)
     return done, heard
 
 
@@ -338,7 +336,9 @@ def test_d01_a_worker_serves_the_global_batches_of_the_order(
 ) -> None:
     num_rows = 23
     plan = TrainingPlan(order_of(num_rows, lanes=lanes, seed=5), batch_rows, epochs=2)
-    worker = ResidentWorker(plan, {"train": rows(num_rows)}, torch.device("cpu"), gather_rows=gather)
+    worker = ResidentWorker(
+        plan, {"train": rows(num_rows)}, torch.device("cpu"), gather_rows=gather
+    )
     for epoch in (0, 1):
         order = plan.order.epoch(epoch)
         served = [share.batch for share in worker.shares(epoch, 0)]
