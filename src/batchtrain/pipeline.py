@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from functools import partial
+from typing import Any, Literal, TypedDict, TypeVar
 
 from batchtrain.artifacts import BuildStatus, RunLayout
 from batchtrain.artifacts.bundle import ModelBundle
@@ -25,10 +26,8 @@ from batchtrain.spec.data import SPLITS
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.model import CustomModel
 from batchtrain.storage import Storage, open_storage
+from batchtrain.training.launcher import Launcher
 from batchtrain.training.stage import run_layout, train
-
-if TYPE_CHECKING:  # it imports torch, which a run that reuses its model does not need
-    from batchtrain.training.train import Launcher
 
 __all__ = ["STAGES", "RunResult", "StageName", "StageRecord", "run_spec"]
 
@@ -107,11 +106,9 @@ def run_spec(
     Raises:
         BatchtrainError: See `errors`; whatever was published before stays.
     """
-    if isinstance(loaded.spec.model, CustomModel):
-        # Before any work: a class that may not run, or is not there, is found at once.
-        check_allowed(loaded.spec.model.target, allow_code)
-        code_hash(loaded.spec.model.target, search=loaded.path.parent)
+    _check_custom_model(loaded, allow_code)
     storage = storage or open_storage(loaded.spec.storage, loaded.path.parent)
+    how = _How(allow_code=allow_code, launcher=launcher, take_over=take_over)
     watch = _Watch(progress or Progress())
     result = RunResult(stages=watch.records)
 
@@ -124,15 +121,7 @@ def run_spec(
     result.run, result.run_dir = layout.root, storage.url(layout.root)
     result.trained = trained = watch.stage(
         "train",
-        lambda: train(
-            loaded,
-            prepared,
-            layout,
-            watch.progress,
-            allow_code=allow_code,
-            launcher=launcher,
-            take_over=take_over,
-        ),
+        partial(train, loaded, prepared, layout, watch.progress, **how),
         lambda made: (prepared.num_rows("train"), _trained_detail(made)),
     )
     if last == "train":
@@ -159,6 +148,21 @@ def run_spec(
         lambda made: (made.num_golden, f"a bundle with {made.num_golden} golden rows"),
     )
     return result
+
+
+class _How(TypedDict):
+    """How a model is trained; nothing of this is part of its fingerprint."""
+
+    allow_code: Sequence[str]
+    launcher: Launcher | None
+    take_over: bool
+
+
+def _check_custom_model(loaded: LoadedSpec, allow_code: Sequence[str]) -> None:
+    """Find a class that may not run, or is not there, before any work."""
+    if isinstance(loaded.spec.model, CustomModel):
+        check_allowed(loaded.spec.model.target, allow_code)
+        code_hash(loaded.spec.model.target, search=loaded.path.parent)
 
 
 class _Watch:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from batchtrain.artifacts.artifact import Artifact, ArtifactKind, open_artifact
 from batchtrain.artifacts.parquet_bytes import table_from_bytes
-from batchtrain.storage import FolderStorage
+from batchtrain.storage import locate
 
 __all__ = ["MODEL_BUNDLE", "ModelBundle"]
 
@@ -26,16 +26,19 @@ class ModelBundle:
     artifact: Artifact
 
     @classmethod
-    def open(cls, folder: Path) -> ModelBundle:
+    def open(cls, place: str | Path) -> ModelBundle:
         """Open a bundle wherever it was copied to.
+
+        Args:
+            place: A folder, or the address of one, such as `s3://bucket/models/drug200`.
 
         Raises:
             ArtifactMissingError: If the folder holds no manifest.
             ArtifactError: If it is not a bundle of this format.
+            StorageError: If the place cannot be read.
         """
-        folder = folder.absolute()
-        storage = FolderStorage(folder.parent)
-        return cls(open_artifact(storage, folder.name, MODEL_BUNDLE))
+        storage, key = locate(place)
+        return cls(open_artifact(storage, key, MODEL_BUNDLE))
 
     @property
     def content(self) -> dict[str, Any]:

@@ -93,6 +93,11 @@ class RunLayout:
         return f"{self.root}/stages.json"
 
     @property
+    def logs(self) -> str:
+        """What the ranks leave when they fail."""
+        return f"{self.root}/logs"
+
+    @property
     def tensorboard(self) -> str:
         """The event files."""
         return f"{self.root}/tensorboard"

@@ -37,7 +37,9 @@ AllowCode = Annotated[
     typer.Option(metavar="PACKAGE", help="A package whose code a custom model may run."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
-BundleFolder = Annotated[Path, typer.Argument(metavar="BUNDLE", help="The bundle's folder.")]
+BundleFolder = Annotated[
+    str, typer.Argument(metavar="BUNDLE", help="The bundle's folder, or its s3:// address.")
+]
 CustomClass = Annotated[
     str | None,
     typer.Option("--model", metavar="PACKAGE.MODULE:CLASS", help="The class of a custom model."),

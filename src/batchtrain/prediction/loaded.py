@@ -139,13 +139,14 @@ def load_bundle(
     """Load a bundle that was copied anywhere.
 
     Args:
-        path: The bundle's folder.
+        path: The bundle's folder, or the address of one, such as `s3://bucket/models/drug200`.
         model: For a custom model `package.module:Class`; no bundle ever names code.
         allow_code: The packages whose code may run.
 
     Raises:
         ArtifactMissingError: If there is no bundle.
         ArtifactDamagedError: If a file is not what the manifest says.
+        StorageError: If the place cannot be read.
     """
     code = CustomCode(target=model, allow=allow_code, search=Path.cwd())
-    return LoadedBundle(ModelBundle.open(Path(path)), code)
+    return LoadedBundle(ModelBundle.open(path), code)

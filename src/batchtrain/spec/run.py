@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from batchtrain.spec.base import Name, SpecModel
 from batchtrain.spec.data import DataSpec
@@ -13,7 +14,37 @@ from batchtrain.spec.model import MlpModel, ModelSpec
 from batchtrain.spec.task import task_mismatches
 from batchtrain.spec.training import PlateauSchedule, TrainingSpec
 
-__all__ = ["ResourcesSpec", "RunSpec"]
+__all__ = ["ResourcesSpec", "RunSpec", "storage_address_problem"]
+
+STORES = "s3://, gs:// or az://"
+OBJECT_ADDRESS = re.compile(r"(?:s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,62})((?:/[^/]+)*)/?")
+NOT_IN_ADDRESS = {"@": "'@'", "?": "'?'", "#": "'#'", ";": "';'", "%": "'%'", "\\": "a backslash"}
+
+
+def storage_address_problem(text: str) -> str | None:
+    """What is wrong with the address of an object store, as a sentence; None where nothing is.
+
+    The sentence does not repeat the address, which may hold a secret.
+
+    Example:
+        >>> storage_address_problem("s3://bucket/runs")
+        >>> storage_address_problem("ftp://host/runs")
+        'expected a folder or an address with s3://, gs:// or az://, found another address'
+    """
+    if not text.startswith(("s3://", "gs://", "az://")):
+        return f"expected a folder or an address with {STORES}, found another address"
+    for character, name in NOT_IN_ADDRESS.items():
+        if character in text:
+            return (
+                f"expected an address such as s3://bucket/runs, found {name} in it. Credentials "
+                "and options come from the environment, never from the address"
+            )
+    address = OBJECT_ADDRESS.fullmatch(text)
+    if address is None or not text.isprintable():
+        return "expected an address such as s3://bucket/runs, found one that has no such form"
+    if {".", ".."} & set(address[2].split("/")):
+        return "expected an address such as s3://bucket/runs, found '.' or '..' as a folder of it"
+    return None
 
 
 class ResourcesSpec(SpecModel):
@@ -45,7 +76,16 @@ class RunSpec(SpecModel):
     resources: ResourcesSpec = ResourcesSpec()
     tracking: TrackingSpec = TrackingSpec()
     storage: str = Field(default="./runs", min_length=1, max_length=4096)
-    """A folder, relative to the spec file."""
+    """A folder, relative to the spec file, or an address such as s3://bucket/runs."""
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_can_be_opened(cls, storage: str) -> str:
+        is_address = "://" in storage or storage.startswith("hf:")
+        problem = storage_address_problem(storage) if is_address else None
+        if problem:
+            raise ValueError(problem)
+        return storage
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunSpec:

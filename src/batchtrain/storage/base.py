@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from typing import Protocol
 
 from batchtrain.errors import StorageError
 
 __all__ = ["Storage", "check_key"]
 
+NOT_IN_KEY = re.compile(r"[\x00-\x1f\x7f\\]")
+
 
 def check_key(key: str) -> None:
     """Refuse a key that is no plain relative path, and so could lead out of the storage.
 
     Raises:
-        StorageError: If a part is empty, `.` or `..`, or holds a backslash or a NUL.
+        StorageError: If a part is empty, `.` or `..`, or holds a backslash or a control character.
     """
-    if any(part in {"", ".", ".."} or "\\" in part or "\0" in part for part in key.split("/")):
+    if NOT_IN_KEY.search(key) or not {"", ".", ".."}.isdisjoint(key.split("/")):
         raise StorageError(
-            f"expected a relative key without empty, '.' or '..' parts, found {key!r}"
+            "expected a relative key without backslashes, control characters, and empty, '.' or "
+            f"'..' parts, found {key!r}"
         )
 
 

@@ -6,6 +6,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 from batchtrain.errors import StorageError
 from batchtrain.storage.base import Storage
@@ -107,6 +108,14 @@ class ProbedStorage:
         self.inner = RetryingStorage(storage)
         self._quick = RetryingStorage(storage, limit=PROBE_LIMIT_S)
         self._is_probed = False
+        self._probing = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the lock, which does not cross process borders."""
+        return {name: value for name, value in vars(self).items() if name != "_probing"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
         self._probing = threading.Lock()
 
     def url(self, key: str = "") -> str:

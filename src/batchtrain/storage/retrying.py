@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from batchtrain.errors import StorageUnavailableError
 from batchtrain.storage.base import Storage
@@ -54,6 +54,14 @@ class RetryingStorage:
         self._limit = limit
         self._sleep = sleep
         self._clock = clock
+        self._counting = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the lock, which does not cross process borders."""
+        return {name: value for name, value in vars(self).items() if name != "_counting"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
         self._counting = threading.Lock()
 
     def url(self, key: str = "") -> str:

@@ -1,67 +1,18 @@
-"""Checkpoints of a run: published as every artifact is, newest first on a resume."""
+"""Write and read the checkpoints of a run; each is published as every artifact is."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
 
-from batchtrain.artifacts import Artifact, Draft, RunLayout, open_artifact, reuse_or_build
-from batchtrain.artifacts.artifact import MANIFEST
+from batchtrain.artifacts import Artifact, Draft, RunLayout, reuse_or_build
 from batchtrain.artifacts.manifest import canonical_json
-from batchtrain.artifacts.ownership import Claim, on_chain
 from batchtrain.artifacts.trained import CHECKPOINT
-from batchtrain.errors import ArtifactDamagedError, ArtifactError
 from batchtrain.points import passed
-from batchtrain.progress import Progress
+from batchtrain.training.lineage import CheckpointName
 from batchtrain.training.machine import MachineChoices
 from batchtrain.training.state import Snapshot, TrainState
 
-__all__ = [
-    "CheckpointName",
-    "FoundCheckpoint",
-    "newest_checkpoint",
-    "publish_checkpoint",
-    "published_checkpoints",
-    "recorded_machine",
-    "restore",
-    "superfluous",
-]
-
-NAME = re.compile(r"(?P<step>\d{12})-(?P<claim>\d{6})")
-
-
-@dataclass(frozen=True, order=True)
-class CheckpointName:
-    """What tells the checkpoints of a run apart; they sort by step, never by time.
-
-    Attributes:
-        step: Global steps taken.
-        claim: The claim whose owner wrote it.
-    """
-
-    step: int
-    claim: int
-
-    @classmethod
-    def of_key(cls, key: str) -> CheckpointName | None:
-        """The name in the key of a checkpoint's folder; None where there is none."""
-        found = NAME.fullmatch(key.rpartition("/")[2])
-        return cls(int(found["step"]), int(found["claim"])) if found else None
-
-    def key(self, layout: RunLayout) -> str:
-        """The checkpoint's folder."""
-        return layout.checkpoint(self.step, self.claim)
-
-
-@dataclass(frozen=True)
-class FoundCheckpoint:
-    """A checkpoint that verifies."""
-
-    name: CheckpointName
-    artifact: Artifact
+__all__ = ["publish_checkpoint", "recorded_machine", "restore"]
 
 
 def publish_checkpoint(
@@ -106,68 +57,6 @@ def publish_checkpoint(
     return name
 
 
-def newest_checkpoint(
-    layout: RunLayout, claims: Sequence[Claim], progress: Progress
-) -> FoundCheckpoint | None:
-    """The checkpoint with the most steps that verifies, or None where none was ever published.
-
-    Checkpoints that a fenced writer published after it was fenced are not looked at.
-
-    Raises:
-        ArtifactDamagedError: If there are checkpoints and all are damaged: beginning anew in
-            silence would throw away work that somebody may want to save.
-    """
-    names = published_checkpoints(layout, claims)
-    for name in reversed(names):
-        try:
-            found = open_artifact(layout.storage, name.key(layout), CHECKPOINT)
-            found.verify()
-        except ArtifactError as error:
-            progress.note(f"a damaged checkpoint is passed over: {error}")
-        else:
-            return FoundCheckpoint(name, found)
-    if names:
-        raise ArtifactDamagedError(
-            f"expected a whole checkpoint in {layout.storage.url(layout.checkpoints)}, found "
-            f"{len(names)} damaged ones. Restore one, or delete the run's folder "
-            f"{layout.storage.url(layout.root)} to begin anew"
-        )
-    return None
-
-
-def published_checkpoints(layout: RunLayout, claims: Sequence[Claim]) -> list[CheckpointName]:
-    """The checkpoints on the line of the newest claim, in the order of their steps.
-
-    They are those that a listing shows and, since a listing may lag behind, those that are known
-    by name: the latest one, and the one that each claim goes on from.
-    """
-    ending = f"/{MANIFEST}"
-    keys = layout.storage.list(layout.checkpoints)
-    listed = [CheckpointName.of_key(key.removesuffix(ending)) for key in keys]
-    named = [
-        CheckpointName(claim.continues.step, claim.continues.epoch)
-        for claim in claims
-        if claim.continues is not None
-    ]
-    known = {name for name in (*listed, _latest(layout)) if name is not None}
-    # What a claim goes on from may be superseded and deleted; it counts where nothing else does.
-    found = sorted(name for name in known if on_chain(claims, name.claim, name.step))
-    return found or sorted(name for name in named if on_chain(claims, name.claim, name.step))
-
-
-def superfluous(
-    names: Iterable[CheckpointName], *, keep: int, protected: Iterable[CheckpointName]
-) -> list[CheckpointName]:
-    """Which checkpoints retention deletes: all but the newest `keep` and the protected ones.
-
-    Example:
-        >>> names = [CheckpointName(step, 1) for step in (10, 20, 30, 40)]
-        >>> [name.step for name in superfluous(names, keep=2, protected=names[:1])]
-        [20]
-    """
-    return sorted(set(sorted(names)[:-keep]) - set(protected))
-
-
 def recorded_machine(checkpoint: Artifact) -> MachineChoices:
     """The choices of the run that the checkpoint is of."""
     return MachineChoices.from_bytes(checkpoint.read("run.json"), where=checkpoint.url)
@@ -184,11 +73,3 @@ def restore(state: TrainState, checkpoint: Artifact) -> None:
         checkpoint.read("state.safetensors"), checkpoint.read("state.json"), where=checkpoint.url
     )
     passed("resume.done")
-
-
-def _latest(layout: RunLayout) -> CheckpointName | None:
-    """The checkpoint that the pointer names; a pointer is a hint, so anything else is None."""
-    with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        found = json.loads(layout.storage.read(layout.newest_checkpoint))
-        return CheckpointName(int(found["step"]), int(found["claim"]))
-    return None

@@ -118,7 +118,7 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
             for value, saved in values:
                 value.copy_(saved)
             for module, name, buffer, saved_buffer in buffers:
-                if saved_buffer is not None and not torch.equal(buffer, saved_buffer):
+                if buffer is not None and saved_buffer is not None:
                     buffer.copy_(saved_buffer)
                 # A forward may assign another tensor instead of changing this one.
                 setattr(module, name, buffer)

@@ -89,13 +89,15 @@ def train_until_done(
             passed("step.optimizer")
             state.step += 1
             losses.add(step_loss.detach(), share.global_rows)
+            # Before the keeper is asked, so that there is one state a step.
+            if state.step % plan.steps_per_epoch == 0:
+                losses.flush()
+                passed("epoch.steps")
+                state.epoch += 1
+                _finish_epoch(state, worker, loss, watcher, measured)
+                passed("epoch.finished")
             if not keeper.goes_on(state, losses):
                 return False
-        losses.flush()
-        passed("epoch.steps")
-        state.epoch += 1
-        _finish_epoch(state, worker, loss, watcher, measured)
-        passed("epoch.finished")
     return True
 
 

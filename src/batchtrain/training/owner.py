@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from batchtrain.artifacts import RunLayout
 from batchtrain.artifacts.ownership import Claim, Continues, Ownership, claim_run
 from batchtrain.progress import Progress
-from batchtrain.training.checkpoints import FoundCheckpoint, newest_checkpoint
+from batchtrain.training.lineage import FoundCheckpoint, newest_checkpoint
 
 __all__ = ["RunOwner"]
 

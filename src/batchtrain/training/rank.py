@@ -23,8 +23,9 @@ from batchtrain.progress import Progress
 from batchtrain.spec.data import SPLITS
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.run import RunSpec
-from batchtrain.training.checkpoints import CheckpointName, restore
+from batchtrain.training.checkpoints import restore
 from batchtrain.training.keeping import StateKeeper
+from batchtrain.training.lineage import CheckpointName
 from batchtrain.training.loop import train_until_done
 from batchtrain.training.machine import MachineChoices, machine_in_force
 from batchtrain.training.plan import TrainingPlan, make_plan, row_order

@@ -8,11 +8,8 @@ from types import TracebackType
 from typing import Self
 
 from batchtrain.artifacts import RunLayout, remove_artifacts
-from batchtrain.training.checkpoints import (
-    CheckpointName,
-    publish_checkpoint,
-    superfluous,
-)
+from batchtrain.training.checkpoints import publish_checkpoint
+from batchtrain.training.lineage import CheckpointName, superfluous
 from batchtrain.training.machine import MachineChoices
 from batchtrain.training.state import Snapshot
 

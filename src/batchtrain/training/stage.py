@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING, Any
+from contextlib import closing
+from typing import Any
 
 from batchtrain.artifacts import (
     BuildStatus,
@@ -20,10 +20,8 @@ from batchtrain.spec.base import fingerprint_of
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.model import CustomModel
 from batchtrain.storage import Storage
-
-if TYPE_CHECKING:  # they import torch, which a run that reuses its model does not need
-    from batchtrain.training.owner import RunOwner
-    from batchtrain.training.train import Launcher
+from batchtrain.training.launcher import Launcher
+from batchtrain.training.owner import RunOwner
 
 __all__ = ["run_layout", "train"]
 
@@ -60,15 +58,12 @@ def train(
         OwnershipError: If another process writes this run.
         TrainingError: If the training failed.
     """
-    owner: RunOwner | None = None
+    owner = RunOwner(layout, progress, take_over=take_over)
 
     def build(draft: Draft) -> Mapping[str, Any]:
         # Imported here, since a run that reuses its model does not need torch.
-        from batchtrain.training.owner import RunOwner
         from batchtrain.training.train import train_model
 
-        nonlocal owner
-        owner = stack.enter_context(closing(RunOwner(layout, progress, take_over=take_over)))
         return train_model(
             loaded,
             prepared,
@@ -80,23 +75,19 @@ def train(
             allow_code=allow_code,
         )
 
-    def check() -> None:
-        if owner is not None:
-            owner.check()
-
-    with ExitStack() as stack:
+    with closing(owner):
         artifact, status = reuse_or_build(
             layout.storage,
             layout.model,
             TRAINED_MODEL,
             inputs=_inputs(loaded, prepared),
             build=build,
-            check=check,
+            check=owner.check,
         )
     # Also where an earlier call published the model and was killed before it came to this.
     for folder in (layout.checkpoints, layout.owner):
         remove_artifacts(layout.storage, folder)
-    if owner is not None and owner.checkpoint is not None:
+    if owner.checkpoint is not None:
         status = "resumed"
     return TrainedModel(artifact), status
 

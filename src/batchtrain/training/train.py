@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,34 +17,17 @@ from batchtrain.errors import ArtifactError, TrainingError
 from batchtrain.models.build import describe_model
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
-from batchtrain.training.checkpoints import (
-    FoundCheckpoint,
-    published_checkpoints,
-    recorded_machine,
-)
+from batchtrain.training.checkpoints import recorded_machine
 from batchtrain.training.interrupt import stop_on_signals
+from batchtrain.training.launcher import Launcher
+from batchtrain.training.lineage import FoundCheckpoint, published_checkpoints
 from batchtrain.training.machine import MachineChoices, choose_machine
 from batchtrain.training.owner import RunOwner
 from batchtrain.training.rank import TrainTask, train_rank
 from batchtrain.training.ranks import OneRank
 from batchtrain.training.state import TrainState, weights_of
 
-__all__ = ["Launcher", "OneProcess", "train_model"]
-
-
-class Launcher(Protocol):
-    """Runs all ranks of a training and gives back the state in which it ended."""
-
-    @property
-    def size(self) -> int:
-        """W, the number of ranks."""
-        ...
-
-    def __call__(
-        self, task: TrainTask, progress: Progress, stop_requested: Callable[[], bool]
-    ) -> TrainState:
-        """Call `train_rank` on every rank; an error of one of them ends all."""
-        ...
+__all__ = ["OneProcess", "train_model"]
 
 
 class OneProcess:
@@ -99,7 +82,7 @@ def train_model(
             digest=found.artifact.manifest.digest if found else "",
             inexact=tuple(inexact),
         )
-        state = launcher(task, progress, stop_requested)
+        state: TrainState = launcher(task, progress, stop_requested)
     return _write(state, task, draft)
 
 

@@ -17,7 +17,7 @@ from batchtrain.artifacts.report import EVALUATION_REPORT
 from batchtrain.artifacts.trained import TRAINED_MODEL
 from batchtrain.errors import ArtifactDamagedError, ArtifactError
 from batchtrain.export.verify import verify
-from batchtrain.storage import FolderStorage
+from batchtrain.storage import local_folder
 
 KINDS = {
     "prepared": PREPARED_DATA,
@@ -33,8 +33,9 @@ def artifacts_of(finished: Any) -> Iterator[tuple[str, Artifact]]:
 
 
 def folder_of(artifact: Artifact) -> Path:
-    assert isinstance(artifact.storage, FolderStorage)
-    return artifact.storage.root / artifact.key
+    folder = local_folder(artifact.storage)
+    assert folder is not None
+    return folder / artifact.key
 
 
 def test_an_artifact_is_the_same_value_made_or_read(finished: Any) -> None:

@@ -1,4 +1,4 @@
-"""A folder as a storage: whole writes, one winner, no way out of the root."""
+"""What a folder promises beyond `Storage`: whole at every kill, clean at every error."""
 
 from __future__ import annotations
 
@@ -7,18 +7,33 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
 import batchtrain
-from batchtrain.errors import StorageError
-from batchtrain.storage import FolderStorage
+from batchtrain import points
+from batchtrain.errors import StorageError, StorageUnavailableError
+from batchtrain.storage import FolderStorage, RetryingStorage
+from batchtrain.storage import folder as folder_module
 from tests.support.builders import all_files
 
 RACES = 200
+SOURCE = Path(batchtrain.__file__).parents[1]
+
+WRITE_POINTS = ("opened", "half", "written", "synced", "renamed", "done")
+CREATE_POINTS = ("opened", "half", "written", "synced", "linked", "done")
+POINTS = [
+    *(pytest.param("write", f"storage.{name}", id=f"write-{name}") for name in WRITE_POINTS),
+    *(pytest.param("create", f"storage.{name}", id=f"create-{name}") for name in CREATE_POINTS),
+]
+IS_THERE = ("storage.renamed", "storage.linked", "storage.done")
+
+MAY_PASS = ("EIO", "ESTALE", "EAGAIN", "EBUSY", "ETIMEDOUT", "EINTR", "EHOSTDOWN", "ECONNRESET")
+STAYS = ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENAMETOOLONG", "EMLINK", "EFBIG")
 
 
 @pytest.fixture
@@ -38,37 +53,19 @@ def refused(monkeypatch: pytest.MonkeyPatch, call: str, code: int) -> Iterator[N
         yield
 
 
-def test_what_was_written_is_read_back(storage: FolderStorage) -> None:
-    storage.write("a/b/c", b"\0\xff")
-    assert storage.read("a/b/c") == b"\0\xff"
-    assert storage.size("a/b/c") == 2
-    storage.write("a/b/c", b"")
-    assert storage.read("a/b/c") == b""
-    assert storage.size("a/b/c") == 0
+@pytest.fixture
+def failing_at() -> Iterator[Callable[[str, int], None]]:
+    """Let the operating system refuse at a named point."""
 
+    def fail(point: str, code: int) -> None:
+        def listener(name: str) -> None:
+            if name == point:
+                raise OSError(code, os.strerror(code))
 
-def test_a_key_that_is_not_there_has_no_size_and_cannot_be_read(storage: FolderStorage) -> None:
-    storage.write("file", b"1")
-    for key in ("nothing", "no/thing", "file/below"):
-        assert storage.size(key) is None
-    with pytest.raises(FileNotFoundError):
-        storage.read("nothing")
+        points.listen(listener)
 
-
-def test_only_the_first_create_puts_its_data(storage: FolderStorage) -> None:
-    assert storage.create("a/name", b"first") is True
-    assert storage.create("a/name", b"second") is False
-    assert storage.read("a/name") == b"first"
-    assert all_files(storage.root) == ["a/name"]
-
-
-def test_keys_are_listed_in_order_and_below_a_prefix_only(storage: FolderStorage) -> None:
-    for key in ("b/2", "b/10", "a", "bb/1", "b/sub/x"):
-        storage.write(key, b"")
-    assert storage.list("") == ["a", "b/10", "b/2", "b/sub/x", "bb/1"]
-    assert storage.list("b") == ["b/10", "b/2", "b/sub/x"]
-    assert storage.list("nothing") == []
-    assert FolderStorage(storage.root / "nothing").list("") == []
+    yield fail
+    points.listen(None)
 
 
 def test_a_temporary_file_of_another_writer_is_no_key(storage: FolderStorage) -> None:
@@ -90,45 +87,6 @@ def test_deleting_takes_the_folders_that_become_empty_but_not_the_root(
     storage.delete("a/two")
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["", "/a", "a/", "a//b", ".", "..", "../a", "a/../b", "a/./b", "a\\b", "a/..\\b", "a\0b", "//"],
-)
-def test_a_key_that_could_leave_the_root_is_refused(storage: FolderStorage, key: str) -> None:
-    attempts = (
-        lambda: storage.read(key),
-        lambda: storage.size(key),
-        lambda: storage.write(key, b"x"),
-        lambda: storage.create(key, b"x"),
-        lambda: storage.delete(key),
-    )
-    for attempt in attempts:
-        with pytest.raises(StorageError, match="relative key"):
-            attempt()
-    assert not storage.root.exists() or all_files(storage.root) == []
-
-
-def test_of_two_threads_that_create_one_key_exactly_one_wins(storage: FolderStorage) -> None:
-    won: list[list[bytes]] = [[] for _ in range(RACES)]
-    barrier = threading.Barrier(2)
-
-    def race(mine: bytes) -> None:
-        for number in range(RACES):
-            barrier.wait()
-            if storage.create(f"races/{number:03d}/name", mine):
-                won[number].append(mine)
-
-    threads = [threading.Thread(target=race, args=(name,)) for name in (b"left", b"right" * 999)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [len(winners) for winners in won] == [1] * RACES
-    for number, winners in enumerate(won):
-        assert storage.read(f"races/{number:03d}/name") == winners[0]
-    assert len(all_files(storage.root)) == RACES
-
-
 RACER = """
 import sys
 from pathlib import Path
@@ -141,14 +99,13 @@ for line in sys.stdin:
 
 
 def test_of_two_processes_that_create_one_key_exactly_one_wins(storage: FolderStorage) -> None:
-    source = Path(batchtrain.__file__).parents[1]
     racers = [
         subprocess.Popen(
             [sys.executable, "-c", RACER, str(storage.root), name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(source)},
+            env={**os.environ, "PYTHONPATH": str(SOURCE)},
         )
         for name in ("left", "right")
     ]
@@ -198,7 +155,6 @@ def test_a_failed_write_names_the_place_and_leaves_the_old_bytes(
         storage.write("a/key", b"new")
     assert str(storage.root / "a" / "key") in str(caught.value)
     assert os.strerror(code) in str(caught.value)
-    assert "Check that" in str(caught.value)
     assert isinstance(caught.value.__cause__, OSError)
     assert storage.read("a/key") == b"old"
     assert all_files(storage.root) == ["a/key"]
@@ -256,3 +212,200 @@ def test_a_folder_that_another_process_prunes_meanwhile_is_no_traceback(
     monkeypatch.setattr(Path, "mkdir", mkdir_then_prune)
     storage.write("a/key", b"new")
     assert storage.read("a/key") == b"new"
+
+
+def test_a_folder_that_goes_away_while_it_is_listed_has_no_files(
+    storage: FolderStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write("a/gone/key", b"1")
+    storage.write("a/key", b"1")
+    scandir = os.scandir
+
+    def scan_then_prune(path: str) -> Iterator[os.DirEntry[str]]:
+        found = list(scandir(path))
+        storage.delete("a/gone/key")
+        return iter(found)
+
+    monkeypatch.setattr(os, "scandir", scan_then_prune)
+    assert storage.list("") == ["a/key"]
+
+
+def test_a_folder_that_may_not_be_listed_is_an_error_not_an_empty_list(
+    storage: FolderStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write("a/key", b"1")
+    with refused(monkeypatch, "scandir", errno.EACCES), pytest.raises(StorageError, match="denied"):
+        storage.list("")
+
+
+def test_the_system_may_take_fewer_bytes_than_it_was_given(
+    storage: FolderStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = folder_module._opened_new
+
+    class Sip:
+        def __init__(self, file: BinaryIO) -> None:
+            self.file = file
+
+        def __enter__(self) -> Sip:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            self.file.close()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.file, name)
+
+        def write(self, view: memoryview) -> int:
+            return self.file.write(view[:7])
+
+    monkeypatch.setattr(folder_module, "_opened_new", lambda path: Sip(opened(path)))
+    storage.write("key", bytes(range(256)))
+    assert storage.read("key") == bytes(range(256))
+
+
+# ----------------------------------------------------------------------------------------------
+# R26, R27: what the operating system refuses
+
+
+@pytest.mark.parametrize(("verb", "point"), POINTS)
+def test_r26_a_full_disk_leaves_what_was_there_and_no_more(
+    storage: FolderStorage, failing_at: Callable[[str, int], None], verb: str, point: str
+) -> None:
+    storage.write("other/key", b"kept")
+    if verb == "write":
+        storage.write("a/b/key", b"old")
+    before = all_files(storage.root)
+    failing_at(point, errno.ENOSPC)
+    if point == "storage.done":  # there is nothing left to refuse
+        with pytest.raises(OSError, match="No space"):
+            getattr(storage, verb)("a/b/key", b"new")
+    else:
+        with pytest.raises(StorageError, match="No space left on device") as caught:
+            getattr(storage, verb)("a/b/key", b"new")
+        assert not isinstance(caught.value, StorageUnavailableError)
+        assert str(storage.root / "a/b/key") in str(caught.value)
+        assert "Free some space" in str(caught.value)
+    if point in IS_THERE:
+        assert storage.read("a/b/key") == b"new"
+        assert all_files(storage.root) == ["a/b/key", "other/key"]
+    else:
+        assert all_files(storage.root) == before
+        assert (storage.root / "a").exists() == (verb == "write")
+    points.listen(None)
+    assert storage.read("other/key") == b"kept"
+    storage.write("a/b/key", b"after some space was freed")
+    assert storage.read("a/b/key") == b"after some space was freed"
+
+
+def test_r26_a_disk_that_is_full_for_folders_too_leaves_none(
+    storage: FolderStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.write("kept", b"1")
+    mkdir = Path.mkdir
+
+    def refuse_the_third(path: Path, *arguments: object, **named: object) -> None:
+        if path.name == "c":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        mkdir(path, *arguments, **named)
+
+    monkeypatch.setattr(Path, "mkdir", refuse_the_third)
+    with pytest.raises(StorageError, match="No space left"):
+        storage.write("a/b/c/key", b"new")
+    assert [path.name for path in storage.root.iterdir()] == ["kept"]
+
+
+@pytest.mark.parametrize("name", MAY_PASS)
+@pytest.mark.parametrize("verb", ["write", "create", "read"])
+def test_r27_an_error_that_may_pass_says_so(
+    storage: FolderStorage, failing_at: Callable[[str, int], None], verb: str, name: str
+) -> None:
+    failing_at("storage.read" if verb == "read" else "storage.half", getattr(errno, name))
+    arguments = () if verb == "read" else (b"data",)
+    with pytest.raises(StorageUnavailableError) as caught:
+        getattr(storage, verb)("a/key", *arguments)
+    assert os.strerror(getattr(errno, name)) in str(caught.value)
+    assert all_files(storage.root) == []
+
+
+@pytest.mark.parametrize("name", STAYS)
+@pytest.mark.parametrize("verb", ["write", "create", "read"])
+def test_r27_an_error_that_stays_is_told_at_once(
+    storage: FolderStorage, failing_at: Callable[[str, int], None], verb: str, name: str
+) -> None:
+    failing_at("storage.read" if verb == "read" else "storage.half", getattr(errno, name))
+    arguments = () if verb == "read" else (b"data",)
+    sleeps: list[float] = []
+    retrying = RetryingStorage(storage, sleep=sleeps.append)
+    with pytest.raises(StorageError) as caught:
+        getattr(retrying, verb)("a/key", *arguments)
+    assert type(caught.value) is StorageError
+    assert os.strerror(getattr(errno, name)) in str(caught.value)
+    assert sleeps == []
+    assert all_files(storage.root) == []
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP])
+def test_r27_a_file_system_that_cannot_sync_a_folder_is_left_alone(
+    storage: FolderStorage, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    open_file = os.open
+
+    def refuse_folders(path: Path, flags: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(folder_module.os, "open", refuse_folders)
+    storage.write("a/key", b"1")
+    assert storage.create("a/other", b"2")
+    monkeypatch.setattr(folder_module.os, "open", open_file)
+    assert storage.list("") == ["a/key", "a/other"]
+
+
+def test_r27_a_name_that_was_made_but_could_not_be_synced_is_tried_again_and_won(
+    storage: FolderStorage, failing_at: Callable[[str, int], None]
+) -> None:
+    failing_at("storage.linked", errno.EIO)
+    retrying = RetryingStorage(storage, sleep=lambda seconds: points.listen(None))
+    assert retrying.create("a/key", b"mine") is True
+    assert storage.read("a/key") == b"mine"
+
+
+# ----------------------------------------------------------------------------------------------
+# A writer that is killed
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from batchtrain import points
+from batchtrain.storage import FolderStorage
+
+root, verb, point = sys.argv[1:]
+points.listen(lambda name: os._exit(9) if name == point else None)
+getattr(FolderStorage(Path(root)), verb)("a/key", b"new" * 100_000)
+"""
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize(("verb", "point"), POINTS)
+def test_a_killed_writer_leaves_the_old_or_the_new_and_at_most_a_leftover(
+    storage: FolderStorage, verb: str, point: str
+) -> None:
+    if verb == "write":
+        storage.write("a/key", b"old")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(storage.root), verb, point],
+        env={**os.environ, "PYTHONPATH": str(SOURCE)},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 9
+    found = storage.read("a/key") if storage.list("") else None
+    assert found == (b"new" * 100_000 if point in IS_THERE else {"write": b"old"}.get(verb))
+    # A rename takes the temporary name away, a link leaves it until the end.
+    leftovers = storage.leftovers()
+    assert len(leftovers) == (point not in {"storage.renamed", "storage.done"})
+    for name in leftovers:
+        assert storage.modified(name) is not None
+        storage.delete(name)
+    assert storage.leftovers() == []
+    assert all_files(storage.root) == storage.list("")

@@ -199,7 +199,7 @@ def test_a_stop_comes_back_between_two_steps_and_the_next_call_goes_on(stop_at: 
     worker = FakeWorker(train, valid)
     done, heard = go(copy, worker, epochs=3, heard=heard)
     assert done
-    assert worker.asked[0] == ((stop_at - 1) // 2, (stop_at - 1) % 2 + 1)
+    assert worker.asked[0] == divmod(stop_at, 2)
     assert written(copy) == written(whole)
     assert heard.losses == expected.losses
     assert heard.records == expected.records

@@ -52,7 +52,6 @@ class Planned:
 
 COPY_FIRST = "Copy the data to a local folder and name that"
 CONVERT = "Convert the rows to CSV or Parquet"
-LOCAL_FOLDER = "Use a local folder"
 
 PLANNED = (
     Planned("data.weight"),
@@ -92,7 +91,6 @@ PLANNED = (
     Planned("search"),
     Planned("tracking.mlflow", "Use `tracking.tensorboard`"),
     Planned("tracking.wandb", "Use `tracking.tensorboard`"),
-    Planned("storage", LOCAL_FOLDER, starts=("s3://", "gs://", "hf:")),
 )
 
 

@@ -1,0 +1,35 @@
+"""What starts the ranks of a training; it is named here without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from batchtrain.progress import Progress
+
+__all__ = ["Launcher"]
+
+
+class Launcher(Protocol):
+    """Runs all ranks of a training, each by `batchtrain.training.rank.train_rank`."""
+
+    @property
+    def size(self) -> int:
+        """W, the number of ranks."""
+        ...
+
+    def __call__(self, task: Any, progress: Progress, stop_requested: Callable[[], bool]) -> Any:
+        """Train, and give back the state in which the training ended.
+
+        An error of one rank ends all of them and is raised. Task and state need torch, which a
+        run that reuses its model does not load, so they are not typed here.
+
+        Args:
+            task: A `TrainTask`.
+            progress: Hears of the training.
+            stop_requested: Whether somebody asked for a stop.
+
+        Returns:
+            The `TrainState` after the last step.
+        """
+        ...
