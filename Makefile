@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-unit check format constraints bench schema clean
+.PHONY: help install run test test-fault test-unit check format constraints bench schema clean
 
 help:  ## list the verbs
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,9 @@ run: install  ## train drug200 end to end (another spec: make run SPEC=my.yaml)
 
 test: install  ## all tests
 	$(BIN)/python -m pytest
+
+test-fault: install  ## kill, cut and race everything: 200 killed runs (about ten minutes)
+	$(BIN)/python -m pytest tests/fault -m fault
 
 test-unit: install  ## the unit tests alone (under a minute)
 	$(BIN)/python -m pytest tests/unit

@@ -102,10 +102,9 @@ def test_data_that_travel_in_parts_are_whole(storage: Storage) -> None:
 
 def test_what_is_not_there_has_no_bytes_no_size_and_no_time(storage: Storage) -> None:
     storage.write("folder/file", b"1")
-    for key in ("nothing", "no/thing", "folder"):
+    for key in ("nothing", "no/thing", "folder", "folder/file/below"):
         assert storage.size(key) is None
         assert storage.modified(key) is None
-    for key in ("nothing", "no/thing"):
         with pytest.raises(FileNotFoundError):
             storage.read(key)
 

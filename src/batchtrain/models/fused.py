@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from batchtrain.points import passed
+
 __all__ = ["FusedAdam", "FusedSgd"]
 
 _load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
@@ -114,6 +116,7 @@ class FusedAdam(Adam):
             return
         moments = self._moments_of(number, params, whole=len(params) == len(group["params"]))
         moments.counts.add_(1.0)
+        passed("optimizer.inside")
         beta1, beta2 = group["betas"]
         kernel = torch._fused_adamw_ if group["decoupled_weight_decay"] else torch._fused_adam_
         kernel(

@@ -14,6 +14,7 @@ import pyarrow as pa
 from batchtrain.artifacts import Draft
 from batchtrain.artifacts.parquet_bytes import parquet_bytes
 from batchtrain.artifacts.prepared import SplitRows
+from batchtrain.points import passed
 from batchtrain.preparation.resolve import Change
 from batchtrain.preparation.shards import ShardWriter, auto_lanes, packed_row_bytes
 from batchtrain.preparation.survey import Survey, column_types
@@ -61,9 +62,12 @@ def build_prepared_data(found: Survey, draft: Draft, progress: Progress) -> Mapp
     Raises:
         DataError: If a row cannot be used and its policy does not say what to do.
     """
+    passed("prepare.surveyed")
     fitted, statistics = fit(found, progress)
+    passed("prepare.fitted")
     lanes = _training_lanes(found, fitted)
     written = _write_splits(found, fitted, {"train": lanes}, draft, progress)
+    passed("prepare.written")
     draft.add_json("preprocess.json", fitted.to_json())
     draft.add_json("profile.json", _profile(found, fitted, statistics, written))
     draft.add("golden.parquet", parquet_bytes(written.golden))

@@ -67,7 +67,11 @@ class FolderStorage:
         path = self._path(key)
         with _explained(str(path)):
             passed("storage.read")
-            return path.read_bytes()
+            try:
+                return path.read_bytes()
+            except (IsADirectoryError, NotADirectoryError) as error:
+                # A folder has no bytes, and nothing lies below a file: as on an object store.
+                raise FileNotFoundError(*error.args, str(path)) from error
 
     def size(self, key: str) -> int | None:
         """See `Storage.size`."""

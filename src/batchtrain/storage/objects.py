@@ -23,6 +23,7 @@ CODE = re.compile(r"<Code>(\w{1,64})</Code>")
 
 MAY_PASS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 MAY_PASS_BY_NAME = frozenset({"RequestTimeout", "SlowDown", "InternalError"})
+UNDECIDED = "ConditionalRequestConflict"
 NO_RIGHT = frozenset({401, 403})
 CREDENTIALS_BY_NAME = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
 
@@ -107,7 +108,10 @@ class ObjectStorage:
             passed("storage.opened")
             try:
                 self._obstore.put(self._store, key, data, mode="create", use_multipart=False)
-            except self._obstore.exceptions.AlreadyExistsError:
+            except self._obstore.exceptions.AlreadyExistsError as error:
+                # S3 answers so as well where it could not decide between two requests at once.
+                if UNDECIDED in str(error):
+                    raise
                 return False
         passed("storage.done")
         return True

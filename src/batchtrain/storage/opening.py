@@ -13,6 +13,9 @@ from batchtrain.storage.retrying import RetryingStorage
 
 __all__ = ["is_address", "local_folder", "locate", "open_storage", "retried_calls"]
 
+BEFORE_FOLDER = 2
+"""The slashes before the last folder of an address, at the least: s3://bucket."""
+
 
 def open_storage(text: str, base: Path) -> Storage:
     """Open a folder or an object store, with retries and a probe before the first write.
@@ -41,10 +44,10 @@ def locate(place: str | Path) -> tuple[Storage, str]:
     """
     if isinstance(place, str) and is_address(place):
         parent, _, name = place.rstrip("/").rpartition("/")
-        if parent.endswith(("//", ":/")):
+        if parent.count("/") < BEFORE_FOLDER:
             raise StorageError(
-                "expected the address of a folder, such as s3://bucket/folder, "
-                f"found {place.rstrip('/').count('/') - 2} folders in it. Add the folder's name"
+                "expected the address of a folder in a bucket, such as s3://bucket/folder, found "
+                "one without a folder. Add the folder's name"
             )
         return RetryingStorage(_plain(parent, Path())), name
     folder = Path(place).absolute()

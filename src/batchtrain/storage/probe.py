@@ -34,6 +34,10 @@ def probe_storage(storage: Storage) -> None:
     folder = f"{PROBES}/{uuid.uuid4().hex}"
     key = f"{folder}/name"
     first, second = f"first {key}".encode(), f"second {key}".encode()
+    # A storage that does not answer at all is known after one call, with nothing to take away.
+    with _step(storage, "look for a file"):
+        found_size = storage.size(key)
+    _expect(storage, "size", found_size is None, "a file that was never written has one")
     try:
         with _step(storage, "create a new file"):
             made = storage.create(key, first)

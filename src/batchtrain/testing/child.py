@@ -62,7 +62,9 @@ class Surroundings:
         if self.stacks is not None:
             file = stack.enter_context(stack_path(self.stacks, rank).open("w"))
             faulthandler.enable(file)
+            stack.callback(faulthandler.disable)
             faulthandler.register(signal.SIGUSR1, file, all_threads=True)
+            stack.callback(faulthandler.unregister, signal.SIGUSR1)
 
 
 class PointCounter:
@@ -130,17 +132,13 @@ class _Messenger:
         self._thread.start()
 
     def send(self, message: dict[str, Any]) -> None:
-        """Send one message; raises TypeError or ValueError if it is not JSON."""
-        self._waiting.put(json.dumps(message).encode())
+        """Send one message and how far the rank is; TypeError or ValueError if it is not JSON."""
+        self._waiting.put(_encoded(message))
 
     def close(self) -> None:
         """Wait until all is sent; no heartbeat comes after it."""
         self._waiting.put(None)
         self._thread.join()
-
-    def heartbeat(self) -> None:
-        """Send one now, such as before the last word."""
-        self.send(_heartbeat(self._tick()))
 
     def _run(self) -> None:
         # All ranks look at multiples of the same clock, so that their counts can be compared.
@@ -148,7 +146,7 @@ class _Messenger:
         while True:
             wait = due * HEARTBEAT_SECONDS - time.monotonic()
             if wait <= 0:
-                data: bytes | None = json.dumps(_heartbeat(due)).encode()
+                data: bytes | None = _encoded({"kind": "heartbeat", "tick": due})
                 due = self._tick() + 1
             else:
                 try:
@@ -167,8 +165,8 @@ class _Messenger:
         return math.floor(time.monotonic() / HEARTBEAT_SECONDS)
 
 
-def _heartbeat(tick: int) -> dict[str, Any]:
-    return {"kind": "heartbeat", "tick": tick, "passed": _counter.passed, "last": _counter.last}
+def _encoded(message: dict[str, Any]) -> bytes:
+    return json.dumps({**message, "passed": _counter.passed, "last": _counter.last}).encode()
 
 
 class _Leash:
@@ -208,12 +206,9 @@ def run_rank(
         messenger, leash = _Messenger(connection), _Leash(connection)
         report = Report(messenger.send)
         try:
-            message = {"kind": "returned", "value": target(rank, report)}
-            messenger.heartbeat()
-            messenger.send(message)
+            messenger.send({"kind": "returned", "value": target(rank, report)})
         # Whatever it is, SystemExit of a custom model included, the parent is told.
         except BaseException as error:  # noqa: BLE001
-            messenger.heartbeat()
             messenger.send({"kind": "failed", "failure": Failure.of(error).to_json()})
             messenger.close()
             report.close()

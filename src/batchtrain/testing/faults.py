@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, get_args
 
@@ -180,7 +181,9 @@ class FaultStorage:
                 time.sleep(fault.seconds)
                 return do()
             case "lost_reply":
-                do()
+                # Whatever the answer is, it does not arrive.
+                with suppress(Exception):
+                    do()
                 raise StorageUnavailableError(f"no answer to {where}, though it was done")
             case "unavailable":
                 raise StorageUnavailableError(f"no answer to {where}")
@@ -189,7 +192,8 @@ class FaultStorage:
             case "kill_before":
                 end_this_process()
             case "kill_after":
-                do()
+                with suppress(Exception):
+                    do()
                 end_this_process()
             case "cut" | "cut_kill" if data is not None:
                 self._cut(verb, key, data[: len(data) // 2])

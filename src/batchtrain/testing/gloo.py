@@ -128,7 +128,7 @@ def gloo_target(
     """
     try:
         join(store, rank, size, timeout_seconds)
-        report.at_end(dist.destroy_process_group)
+        report.at_end(_leave_gloo)
         report(JOINED)
         passed("gloo.joined")
         return f(GlooRanks(), report)
@@ -165,6 +165,11 @@ def join_gloo(
         world_size=size,
         timeout=timedelta(seconds=timeout_seconds),
     )
+
+
+def _leave_gloo() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _tells_of_another(error: BaseException | None) -> bool:

@@ -190,26 +190,20 @@ class _Supervisor:
 
     def _take(self, member: _Member, message: dict[str, Any]) -> None:
         kind = message["kind"]
-        now = time.monotonic()
-        member.heard = now
+        member.heard = time.monotonic()
+        if kind != "heartbeat" or message["passed"] != member.passed:
+            self._moved = member.heard
+        member.passed, member.last = message["passed"], message["last"]
         if kind == "heartbeat":
-            self._take_heartbeat(member, message)
-            return
-        self._moved = now
-        if kind == "report":
+            note = self._slow.add(member.rank, message["tick"], member.passed)
+            if note is not None and all(each.is_open for each in self._members):
+                self._on_message(member.rank, {"note": note})
+        elif kind == "report":
             self._on_message(member.rank, message["value"])
         elif kind == "returned":
             member.returned.append(message["value"])
         else:
             self._fail(member, Failure.from_json(message["failure"]))
-
-    def _take_heartbeat(self, member: _Member, message: dict[str, Any]) -> None:
-        if message["passed"] != member.passed:
-            self._moved = time.monotonic()
-        member.passed, member.last = message["passed"], message["last"]
-        note = self._slow.add(member.rank, message["tick"], member.passed)
-        if note is not None and all(each.is_open for each in self._members):
-            self._on_message(member.rank, {"note": note})
 
     def _fail(self, member: _Member, outcome: Failure | int) -> None:
         member.outcome = outcome

@@ -75,7 +75,7 @@ class Seen:
 
 
 def plan_trials(seed: int, number: int, seen: Mapping[int, Seen]) -> list[Trial]:
-    """Draw the kills; every point of every number of ranks has its turn before one comes again.
+    """Draw the kills; every point has its turn before one comes again.
 
     A point that only a resume passes is hit in the second attempt, after a kill between two
     steps. Of a point that is passed often any pass may be the one.
@@ -90,18 +90,26 @@ def plan_trials(seed: int, number: int, seen: Mapping[int, Seen]) -> list[Trial]
 
 
 def _turns(seed: int, number: int, seen: Mapping[int, Seen]) -> list[tuple[int, int, str]]:
-    """Number, ranks and point of each trial: the numbers of ranks take turns."""
-    orders = {}
-    for ranks, of_ranks in seen.items():
-        points = np.array(sorted(of_ranks.points()))
-        words = counter_generator(seed, "chaos", "points", ranks).random_raw(len(points))
-        orders[ranks] = points[np.argsort(words, kind="stable")].tolist()
-    sizes = sorted(orders)
+    """Number, ranks and point of each trial: the numbers of ranks take turns.
+
+    Each takes a point that has not been hit, of those the one that the fewest numbers of ranks
+    pass; when none is left, all count as not hit again.
+    """
+    sizes = sorted(seen)
+    names = sorted(set().union(*(seen[size].points() for size in sizes)))
+    words = counter_generator(seed, "chaos", "points").random_raw(len(names)).tolist()
+    passed_by = {name: sum(name in seen[size].points() for size in sizes) for name in names}
+    order = sorted(names, key=lambda name: (passed_by[name], words[names.index(name)]))
+    waiting: list[str] = []
     turns = []
     for place in range(number):
-        ranks = sizes[place % len(sizes)]
-        order = orders[ranks]
-        turns.append((place, ranks, order[place // len(sizes) % len(order)]))
+        size = sizes[place % len(sizes)]
+        points = seen[size].points()
+        if not points.intersection(waiting):
+            waiting += [name for name in order if name not in waiting]
+        point = next(name for name in waiting if name in points)
+        waiting.remove(point)
+        turns.append((place, size, point))
     return turns
 
 
@@ -111,8 +119,9 @@ def _trial(seed: int, place: int, ranks: int, point: str, seen: Seen) -> Trial:
     if any(point in counts for counts in seen.first):
         kills.append(_kill(draws, point, seen.first))
     else:
-        kills.append(_kill(draws, "step.optimizer", seen.first))
-        # The first pass: a later one may not come in a resume that has less left to do.
+        # There is a checkpoint then. The first pass of the other point: a later one may not come
+        # in a resume that has less left to do.
+        kills.append(_kill(draws, "checkpoint.named", seen.first))
         kills.append(_kill(draws, point, seen.resumed, first_pass=True))
     if _share(draws) < MORE_KILLS:
         others = sorted(set().union(*seen.resumed))

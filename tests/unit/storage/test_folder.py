@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import pytest
 
@@ -172,7 +172,6 @@ def test_a_file_system_without_links_is_an_error_and_no_name_appears(
 def test_a_folder_where_a_file_should_be_is_a_storage_error(storage: FolderStorage) -> None:
     storage.write("a/b", b"")
     for attempt in (
-        lambda: storage.read("a"),
         lambda: storage.write("a/b/c", b""),
         lambda: storage.create("a/b/c", b""),
         lambda: storage.delete("a"),
@@ -180,6 +179,9 @@ def test_a_folder_where_a_file_should_be_is_a_storage_error(storage: FolderStora
         with pytest.raises(StorageError, match="storage refused"):
             attempt()
     assert storage.list("") == ["a/b"]
+    for key in ("a", "a/b/c"):
+        with pytest.raises(FileNotFoundError):
+            storage.read(key)
 
 
 def test_r28_a_create_whose_reply_was_lost_recognises_its_own_file(
@@ -247,7 +249,7 @@ def test_the_system_may_take_fewer_bytes_than_it_was_given(
         def __init__(self, file: BinaryIO) -> None:
             self.file = file
 
-        def __enter__(self) -> Sip:
+        def __enter__(self) -> Self:
             return self
 
         def __exit__(self, *error: object) -> None:
