@@ -111,12 +111,24 @@ def run_spec(
     how = _How(allow_code=allow_code, launcher=launcher, take_over=take_over)
     watch = _Watch(progress or Progress())
     result = RunResult(stages=watch.records)
+    _run_stages(loaded, storage, watch, result, last, how)
+    return result
 
+
+def _run_stages(
+    loaded: LoadedSpec,
+    storage: Storage,
+    watch: _Watch,
+    result: RunResult,
+    last: StageName,
+    how: _How,
+) -> None:
+    """Run one stage after the other, and put what each made into the result."""
     result.prepared = prepared = watch.stage(
         "prepare", lambda: prepare(loaded, storage, watch.progress), _prepared_rows
     )
     if last == "prepare":
-        return result
+        return
     layout = run_layout(loaded, prepared, storage)
     result.run, result.run_dir = layout.root, storage.url(layout.root)
     result.trained = trained = watch.stage(
@@ -125,7 +137,7 @@ def run_spec(
         lambda made: (prepared.num_rows("train"), _trained_detail(made)),
     )
     if last == "train":
-        return result
+        return
     result.report = report = watch.stage(
         "evaluate",
         lambda: evaluate(
@@ -135,19 +147,18 @@ def run_spec(
             layout,
             watch.progress,
             stages=_stage_rows(watch.records, layout),
-            allow_code=allow_code,
+            allow_code=how["allow_code"],
         ),
         lambda made: (_scored_rows(prepared), _measured(made)),
     )
     result.report_page = _show_report(report, layout)
     if last == "evaluate":
-        return result
+        return
     result.bundle = watch.stage(
         "export",
-        lambda: export(loaded, prepared, trained, report, layout, allow_code=allow_code),
+        lambda: export(loaded, prepared, trained, report, layout, allow_code=how["allow_code"]),
         lambda made: (made.num_golden, f"a bundle with {made.num_golden} golden rows"),
     )
-    return result
 
 
 class _How(TypedDict):

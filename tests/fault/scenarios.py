@@ -82,7 +82,8 @@ def save_checkpoints(storage: Storage, folder: Path, acknowledge: Acknowledge) -
     layout = checkpoint_layout(storage)
     # Only in the same process can the owner before seem to be alive.
     with closing(RunOwner(layout, Progress(), take_over=True)) as owner:
-        ownership = owner.claim()
+        owner.claim()
+        ownership = owner.ownership
         resumed = owner.checkpoint.name if owner.checkpoint else None
         with CheckpointWriter(
             layout,

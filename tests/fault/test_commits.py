@@ -182,9 +182,14 @@ def repeat(before: Undisturbed, storage: Any, *, may_be_torn: bool) -> None:
 def delete_as_told(storage: Any, message: str) -> None:
     """Do what the error of a torn file says: delete the folder that it names."""
     assert "elete" in message
-    (torn,) = [key for key in storage.list("") if storage.url(key) in message]
-    # A claim's file lies in the folder `owner` of the run that is to be deleted.
-    folder = torn.rpartition("/owner/" if "/owner/" in torn else "/")[0]
+    keys = storage.list("")
+    folders = {key.rsplit("/", depth)[0] for key in keys for depth in range(1, 1 + key.count("/"))}
+    named = [folder for folder in folders if f"folder {storage.url(folder)} " in message]
+    if not named:
+        (torn,) = [key for key in keys if f"{storage.url(key)} " in message]
+        # A claim's file lies in the folder `owner` of the run that is to be deleted.
+        named = [torn.rpartition("/owner/" if "/owner/" in torn else "/")[0]]
+    (folder,) = named
     for key in storage.list(folder):
         storage.delete(key)
 
@@ -246,9 +251,9 @@ def some(numbers: range, every: int) -> Iterator[int]:
     yield from (number for number in numbers if (numbers[-1] - number) % every == 0)
 
 
-# How much of each is tried in every run of the tests; `slow` tries all of it.
-OFTEN = {"artifact": 1, "checkpoints": 1, "prepare": 1, "evaluate and export": 9}
-KILLED_OFTEN = {"artifact": 1, "checkpoints": 3, "prepare": 2, "evaluate and export": 9}
+# Of how many calls one is tried in every run of the tests; `slow` tries all of them.
+OFTEN = {"artifact": 1, "checkpoints": 2, "prepare": 2, "evaluate and export": 17}
+KILLED_OFTEN = {"artifact": 1, "checkpoints": 4, "prepare": 3, "evaluate and export": 17}
 
 EVERY = [
     *(pytest.param(name, False, id=name) for name in SCENARIOS),

@@ -142,8 +142,6 @@ def test_gloo_ranks_meet_and_leave_nothing_behind(
 
 
 SCRIPT_WITHOUT_GUARD = """
-from functools import partial
-from operator import add
 from batchtrain.testing.processes import run_processes
 from tests.fault.test_rank_processes import return_rank
 print(run_processes(return_rank, 2))
@@ -153,15 +151,15 @@ print(run_processes(return_rank, 2))
 def test_a_script_without_a_main_guard_and_files_that_shadow_modules_do_no_harm(
     tmp_path: Path,
 ) -> None:
-    script = tmp_path / "my_script.py"
+    script, folder = tmp_path / "my_script.py", tmp_path / "folder"
     script.write_text(SCRIPT_WITHOUT_GUARD)
+    folder.mkdir()
     for name in ("queue.py", "torch.py", "statistics.py"):
-        (tmp_path / name).write_text("raise SystemExit('the wrong module')")
-    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1"}
+        (folder / name).write_text("raise SystemExit('the wrong module')")
     found = subprocess.run(
         [sys.executable, "-W", "error::ResourceWarning", str(script)],
-        cwd=tmp_path,
-        env=environ,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         capture_output=True,
         text=True,
         check=False,

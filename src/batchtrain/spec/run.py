@@ -18,7 +18,14 @@ __all__ = ["ResourcesSpec", "RunSpec", "storage_address_problem"]
 
 STORES = "s3://, gs:// or az://"
 OBJECT_ADDRESS = re.compile(r"(?:s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,62})((?:/[^/]+)*)/?")
-NOT_IN_ADDRESS = {"@": "'@'", "?": "'?'", "#": "'#'", ";": "';'", "%": "'%'", "\\": "a backslash"}
+NOT_IN_ADDRESS = {
+    "@": "an at sign",
+    "?": "a question mark",
+    "#": "a hash sign",
+    ";": "a semicolon",
+    "%": "a percent sign",
+    "\\": "a backslash",
+}
 
 
 def storage_address_problem(text: str) -> str | None:

@@ -18,7 +18,7 @@ __all__ = ["exact_ddp"]
 
 WARM_UP_BACKWARDS = 2
 """DDP notes the order of the gradients in the first backward and cuts its buckets anew, once, at
-the start of the second; from then on they stay."""
+the start of the second forward; the second backward makes sure that this is done."""
 
 
 def exact_ddp(

@@ -62,47 +62,51 @@ def newest_checkpoint(
 ) -> FoundCheckpoint | None:
     """The checkpoint with the most steps that verifies, or None where none was ever published.
 
-    Checkpoints that a fenced writer published after it was fenced are not looked at.
+    Those of a writer that was taken over, published after it was, are looked at where no other
+    is whole: each is as exact as any, and all are better than none.
 
     Raises:
-        ArtifactDamagedError: If there are checkpoints and all are damaged: beginning anew in
+        ArtifactDamagedError: If there are checkpoints and none can be used: beginning anew in
             silence would throw away work that somebody may want to save.
     """
-    names = published_checkpoints(layout, claims)
-    for name in reversed(names):
+    published = _known(layout)
+    line = published_checkpoints(layout, claims)
+    others = sorted(name for name in published - set(line) if name.claim <= len(claims))
+    for name in (*reversed(line), *reversed(others)):
         try:
             found = open_artifact(layout.storage, name.key(layout), CHECKPOINT)
             found.verify()
         except ArtifactError as error:
             progress.note(f"a damaged checkpoint is passed over: {error}")
         else:
+            if name in others:
+                progress.note(f"going on from a writer that was taken over: {found.url}")
             return FoundCheckpoint(name, found)
-    if names:
+    if line or others:
         raise ArtifactDamagedError(
             f"expected a whole checkpoint in {layout.storage.url(layout.checkpoints)}, found "
-            f"{len(names)} damaged ones. Restore one, or delete the run's folder "
+            f"{len(line) + len(others)} damaged ones. Restore one, or delete the run's folder "
+            f"{layout.storage.url(layout.root)} to begin anew"
+        )
+    if published:
+        raise ArtifactDamagedError(
+            f"expected the claims under which the {len(published)} checkpoints in "
+            f"{layout.storage.url(layout.checkpoints)} were written, found {len(claims)} in "
+            f"{layout.storage.url(layout.owner)}. Restore that folder, or delete the run's folder "
             f"{layout.storage.url(layout.root)} to begin anew"
         )
     return None
 
 
 def published_checkpoints(layout: RunLayout, claims: Sequence[Claim]) -> list[CheckpointName]:
-    """The checkpoints on the line of the newest claim, in the order of their steps.
-
-    They are those that a listing shows and, since a listing may lag behind, those that are known
-    by name: the latest one, and the one that each claim goes on from.
-    """
-    ending = f"/{MANIFEST}"
-    keys = layout.storage.list(layout.checkpoints)
-    listed = [CheckpointName.of_key(key.removesuffix(ending)) for key in keys]
+    """The checkpoints on the line of the newest claim, in the order of their steps."""
     named = [
         CheckpointName(claim.continues.step, claim.continues.epoch)
         for claim in claims
         if claim.continues is not None
     ]
-    known = {name for name in (*listed, _latest(layout)) if name is not None}
     # What a claim goes on from may be superseded and deleted; it counts where nothing else does.
-    found = sorted(name for name in known if on_chain(claims, name.claim, name.step))
+    found = sorted(name for name in _known(layout) if on_chain(claims, name.claim, name.step))
     return found or sorted(name for name in named if on_chain(claims, name.claim, name.step))
 
 
@@ -117,6 +121,16 @@ def superfluous(
         [20]
     """
     return sorted(set(sorted(names)[:-keep]) - set(protected))
+
+
+def _known(layout: RunLayout) -> set[CheckpointName]:
+    """The checkpoints that a listing shows, and the latest one, since a listing may lag behind."""
+    ending = f"/{MANIFEST}"
+    keys = layout.storage.list(layout.checkpoints)
+    listed = [
+        CheckpointName.of_key(key.removesuffix(ending)) for key in keys if key.endswith(ending)
+    ]
+    return {name for name in (*listed, _latest(layout)) if name is not None}
 
 
 def _latest(layout: RunLayout) -> CheckpointName | None:

@@ -17,7 +17,7 @@ from batchtrain.spec.run import ResourcesSpec
 from batchtrain.training.worker import GATHER_ROWS
 from batchtrain.version import __version__
 
-__all__ = ["MachineChoices", "choose_machine", "machine_in_force"]
+__all__ = ["MachineChoices", "capability_of", "choose_machine", "machine_in_force"]
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def choose_machine(resources: ResourcesSpec, *, workers: int = 1) -> MachineChoi
         fused=True,
         gather_rows=GATHER_ROWS,
         workers=workers,
-        capability=torch.cuda.get_device_name() if device == "cuda" else _cpu_capability(),
+        capability=capability_of(device),
         torch=torch.__version__,
         python=platform.python_version(),
         batchtrain=__version__,
@@ -131,5 +131,8 @@ def machine_in_force(choices: MachineChoices) -> Iterator[torch.device]:
             torch.use_deterministic_algorithms(was_on, warn_only=was_lenient)
 
 
-def _cpu_capability() -> str:
+def capability_of(device: str) -> str:
+    """The GPU's name, or the CPU's vector unit."""
+    if device == "cuda":
+        return torch.cuda.get_device_name()
     return str(torch.backends.cpu.get_cpu_capability())

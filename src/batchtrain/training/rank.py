@@ -14,7 +14,7 @@ from batchtrain.artifacts import Artifact, RunLayout, open_artifact
 from batchtrain.artifacts.ownership import check_fence
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.trained import CHECKPOINT
-from batchtrain.errors import ArtifactError, InterruptedRunError, TrainingError
+from batchtrain.errors import ArtifactError, InterruptedRunError, StorageError, TrainingError
 from batchtrain.models.build import build_model
 from batchtrain.models.inputs import ModelInputs, check_codes
 from batchtrain.models.losses import Loss, make_loss, num_outputs, resolve_loss
@@ -198,7 +198,11 @@ def _checkpoint_writer(task: TrainTask, state: TrainState) -> CheckpointWriter:
 def _watcher(
     task: TrainTask, state: TrainState, plan: TrainingPlan, progress: Progress
 ) -> RunWatcher:
-    log = open_event_log(task.loaded, task.layout, state, task.inputs)
+    try:
+        log = open_event_log(task.loaded, task.layout, state, task.inputs)
+    except (OSError, StorageError) as error:
+        progress.note(f"there are no event files for TensorBoard, they cannot be opened: {error}")
+        log = None
     return RunWatcher(progress, log, task.spec.tracking.monitor, plan.epochs)
 
 

@@ -113,6 +113,8 @@ class CheckpointWriter:
         if self._best is None or snapshot.best_epoch != self._best_epoch:
             self._best, self._best_epoch = name, snapshot.best_epoch
         self._published.append(name)
+        # Who has taken the run over meanwhile may go on from one that is superfluous here.
+        self._check_owner()
         protected = [each for each in (self._best, self._resumed) if each is not None]
         for old in superfluous(self._published, keep=self._keep, protected=protected):
             remove_artifacts(self._layout.storage, old.key(self._layout))

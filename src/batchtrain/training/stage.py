@@ -10,11 +10,13 @@ from batchtrain.artifacts import (
     BuildStatus,
     Draft,
     RunLayout,
+    find_artifact,
     remove_artifacts,
     reuse_or_build,
 )
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.trained import TRAINED_MODEL, TrainedModel
+from batchtrain.errors import ArtifactError, OwnershipError, StorageError
 from batchtrain.progress import Progress
 from batchtrain.spec.base import fingerprint_of
 from batchtrain.spec.load import LoadedSpec
@@ -76,6 +78,9 @@ def train(
         )
 
     with closing(owner):
+        if find_artifact(layout.storage, layout.model, TRAINED_MODEL) is None:
+            # What is found from here on, nobody else can still be about to publish.
+            _claim(owner, layout)
         artifact, status = reuse_or_build(
             layout.storage,
             layout.model,
@@ -84,12 +89,31 @@ def train(
             build=build,
             check=owner.check,
         )
-    # Also where an earlier call published the model and was killed before it came to this.
-    for folder in (layout.checkpoints, layout.owner):
-        remove_artifacts(layout.storage, folder)
-    if owner.checkpoint is not None:
+    _clean(layout, progress)
+    if status == "built" and owner.checkpoint is not None:
         status = "resumed"
     return TrainedModel(artifact), status
+
+
+def _claim(owner: RunOwner, layout: RunLayout) -> None:
+    """Claim a run, unless its owner publishes the model this very moment."""
+    try:
+        owner.claim()
+    except (ArtifactError, OwnershipError):
+        if find_artifact(layout.storage, layout.model, TRAINED_MODEL) is None:
+            raise
+
+
+def _clean(layout: RunLayout, progress: Progress) -> None:
+    """Delete what only the training needed.
+
+    Also where an earlier call published the model and was killed before it came to this.
+    """
+    try:
+        for folder in (layout.checkpoints, layout.owner):
+            remove_artifacts(layout.storage, folder)
+    except StorageError as error:
+        progress.note(f"the model is published; what its training left stays there: {error}")
 
 
 def _inputs(loaded: LoadedSpec, prepared: PreparedData) -> dict[str, Any]:

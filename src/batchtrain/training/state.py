@@ -30,7 +30,7 @@ class Snapshot:
 
     Attributes:
         tensors: Weights, moments and the best weights so far, on the CPU.
-        learned: The names of those that a step changes; a buffer may hold infinity on purpose.
+        learned: The names of those that a step changes; others may hold infinity on purpose.
         document: All the rest, as JSON.
     """
 
@@ -135,7 +135,9 @@ class TrainState:
             f"{OPTIMIZER}{name}": value.to("cpu", copy=True)
             for name, value in optimizer_tensors(self.optimizer, self.model).items()
         }
-        parameters = {f"{MODEL}{name}" for name, _value in self.model.named_parameters()}
+        parameters = {
+            f"{MODEL}{name}" for name, value in self.model.named_parameters() if value.requires_grad
+        }
         return Snapshot(
             tensors={**tensors, **moments},
             learned=frozenset(parameters | set(moments)),

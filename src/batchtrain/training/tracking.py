@@ -6,6 +6,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -106,9 +107,10 @@ class TensorBoardLog:
 
     def close(self) -> None:
         """Write everything out; also on failure."""
-        self._write_steps()
-        self._writer.close()
-        self._on_close()
+        with ExitStack() as stack:
+            stack.callback(self._on_close)
+            stack.callback(self._writer.close)
+            self._write_steps()
 
     def _write_steps(self) -> None:
         for step, loss, heard in self._waiting:
@@ -165,7 +167,9 @@ class RunWatcher:
             self.progress.note(
                 f"the event files for TensorBoard end here, they cannot be written: {error}"
             )
-            self.log = None
+            log, self.log = self.log, None
+            with suppress(Exception):
+                log.close()
 
 
 def open_event_log(
@@ -190,8 +194,8 @@ def open_event_log(
 
     def on_close() -> None:
         if temporary is not None:
-            _upload(events, layout.storage, layout.tensorboard)
-            temporary.cleanup()
+            with temporary:
+                _upload(events, layout.storage, layout.tensorboard)
 
     log = TensorBoardLog(
         events,

@@ -21,7 +21,7 @@ from batchtrain.training.checkpoints import recorded_machine
 from batchtrain.training.interrupt import stop_on_signals
 from batchtrain.training.launcher import Launcher
 from batchtrain.training.lineage import FoundCheckpoint, published_checkpoints
-from batchtrain.training.machine import MachineChoices, choose_machine
+from batchtrain.training.machine import MachineChoices, capability_of, choose_machine
 from batchtrain.training.owner import RunOwner
 from batchtrain.training.rank import TrainTask, train_rank
 from batchtrain.training.ranks import OneRank
@@ -61,11 +61,10 @@ def train_model(
     Raises:
         InterruptedRunError: If Ctrl-C or SIGTERM came; a checkpoint is published then.
         DivergedError: If the loss is no longer a finite number.
-        OwnershipError: If another process writes this run.
     """
     launcher = launcher or OneProcess()
     with stop_on_signals() as stop_requested:
-        ownership = owner.claim()
+        ownership = owner.ownership
         found = owner.checkpoint
         choices = choose_machine(loaded.spec.resources, workers=launcher.size)
         machine, inexact = _machine(choices, layout, found, progress)
@@ -103,6 +102,8 @@ def _machine(
             f"expected a CUDA device, since the run {layout.storage.url(layout.root)} began on "
             "one, found none on this machine. Resume it on a machine that has one"
         )
+    if machine.device != choices.device:
+        machine = replace(machine, capability=capability_of(machine.device))
     for name, (then, now) in recorded.differences(choices).items():
         progress.note(
             f"{name} is {now!r} here, and the run began with {then!r}. What can be chosen stays as "
