@@ -228,13 +228,18 @@ def _measured(report: EvaluationReport) -> str:
 def _stage_rows(records: Sequence[StageRecord], layout: RunLayout) -> list[StageRow]:
     """The stages so far, each with the time that it took when it was built."""
     built: dict[str, dict[str, Any]] = {}
+    written = b""
     with suppress(FileNotFoundError, ValueError, TypeError, AttributeError):
-        found = json.loads(layout.storage.read(layout.stage_log))
+        written = layout.storage.read(layout.stage_log)
+        found = json.loads(written)
         built = {name: dict(entry) for name, entry in found.items() if "seconds" in entry}
     for record in records:
         if record.status != "reused" or record.name not in built:
             built[record.name] = asdict(record)
-    layout.storage.write(layout.stage_log, canonical_json(built))
+    log = canonical_json(built)
+    # A run that only reuses writes nothing, so that it works on a storage that is read-only.
+    if log != written:
+        layout.storage.write(layout.stage_log, log)
     return [
         StageRow(record.name, record.status, record.rows, built[record.name]["seconds"])
         for record in records

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from batchtrain.testing.chaos import Chaos, run_chaos
+from batchtrain.testing.killing import Chaos, run_chaos
 from tests.support.builders import mixed_table, spec_for
 
 pytestmark = pytest.mark.fault

@@ -246,6 +246,15 @@ def new_storage(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], 
     return make
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed process had written the system still has; only a power cut takes it.
+
+    That no test here can do, and waiting for the disk would be most of the time they take.
+    """
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
 def some(numbers: range, every: int) -> Iterator[int]:
     """Every so many of the numbers; the last always, since it is where commits end."""
     yield from (number for number in numbers if (numbers[-1] - number) % every == 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -147,6 +148,7 @@ class MemoryStorage:
     """A storage in a dictionary, as `Storage` promises it."""
 
     files: dict[str, bytes] = field(default_factory=dict)
+    _creating: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def url(self, key: str = "") -> str:
         """See `Storage.url`."""
@@ -176,7 +178,11 @@ class MemoryStorage:
 
     def create(self, key: str, data: bytes) -> bool:
         """See `Storage.create`."""
-        return self.files.setdefault(key, data) is data
+        with self._creating:
+            if key in self.files:
+                return False
+            self.files[key] = data
+            return True
 
     def list(self, prefix: str) -> list[str]:
         """See `Storage.list`."""

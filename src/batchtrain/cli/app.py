@@ -36,6 +36,12 @@ AllowCode = Annotated[
     list[str] | None,
     typer.Option(metavar="PACKAGE", help="A package whose code a custom model may run."),
 ]
+TakeOver = Annotated[
+    bool,
+    typer.Option(
+        "--take-over", help="Go on with a run although another process seems to be writing it."
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 BundleFolder = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="The bundle's folder, or its s3:// address.")
@@ -105,10 +111,11 @@ def run(
     spec: SpecFile,
     overrides: Overrides = None,
     allow_code: AllowCode = None,
+    take_over: TakeOver = False,
     as_json: AsJson = False,
 ) -> None:
     """Prepare, train, evaluate and export; reuse what is published, resume what was cut."""
-    _run(spec, overrides, allow_code, as_json=as_json, last="export")
+    _run(spec, overrides, allow_code, take_over, as_json=as_json, last="export")
 
 
 @app.command()
@@ -122,10 +129,11 @@ def train(
     spec: SpecFile,
     overrides: Overrides = None,
     allow_code: AllowCode = None,
+    take_over: TakeOver = False,
     as_json: AsJson = False,
 ) -> None:
     """Train the model of a spec, after preparing its rows where that is not done yet."""
-    _run(spec, overrides, allow_code, as_json=as_json, last="train")
+    _run(spec, overrides, allow_code, take_over, as_json=as_json, last="train")
 
 
 @app.command()
@@ -133,10 +141,11 @@ def evaluate(
     spec: SpecFile,
     overrides: Overrides = None,
     allow_code: AllowCode = None,
+    take_over: TakeOver = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure the model of a spec and write its report, after training where needed."""
-    _run(spec, overrides, allow_code, as_json=as_json, last="evaluate")
+    _run(spec, overrides, allow_code, take_over, as_json=as_json, last="evaluate")
 
 
 @app.command()
@@ -144,10 +153,11 @@ def export(
     spec: SpecFile,
     overrides: Overrides = None,
     allow_code: AllowCode = None,
+    take_over: TakeOver = False,
     as_json: AsJson = False,
 ) -> None:
     """Export the bundle of an accepted model, after all that comes before."""
-    _run(spec, overrides, allow_code, as_json=as_json, last="export")
+    _run(spec, overrides, allow_code, take_over, as_json=as_json, last="export")
 
 
 @app.command()
@@ -207,6 +217,28 @@ def verify(
             print_json({"files": found.files, "rows": found.rows, "exact": found.exact})
 
 
+@app.command("gc")
+def collect_garbage(
+    place: Annotated[
+        str, typer.Argument(metavar="STORAGE", help="A folder, an address, or a spec file.")
+    ],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would go.")] = False,
+    older_than: Annotated[
+        float, typer.Option(metavar="HOURS", help="Leave younger files: a run may write them.")
+    ] = 24.0,
+    as_json: AsJson = False,
+) -> None:
+    """Delete what was written and never published, such as files of killed runs."""
+    with command_outcome(as_json=as_json):
+        from batchtrain.cli.collect import collect, show_collected
+
+        document = collect(place, dry_run=dry_run, older_than_hours=older_than)
+        if as_json:
+            print_json(document)
+        else:
+            show_collected(document)
+
+
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a spec, for editors."""
@@ -234,6 +266,7 @@ def _run(
     spec: Path,
     overrides: list[str] | None,
     allow_code: list[str] | None,
+    take_over: bool = False,
     *,
     as_json: bool,
     last: Any,
@@ -246,7 +279,13 @@ def _run(
         console = Console(stderr=as_json)
         progress = ConsoleProgress(console, _every_epochs(loaded))
         with closing(progress):
-            result = run_spec(loaded, progress=progress, last=last, allow_code=allow_code or [])
+            result = run_spec(
+                loaded,
+                progress=progress,
+                last=last,
+                allow_code=allow_code or [],
+                take_over=take_over,
+            )
         document = result.to_json()
         for name in ("prepared", "report", "bundle"):
             if document[name]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from batchtrain.artifacts import BuildStatus, Draft, prepared_key, reuse_or_buil
 from batchtrain.artifacts.layout import HASH_CACHE
 from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PREPARED_DATA, PreparedData
-from batchtrain.errors import Problem, SpecError, UnsafeInputError
+from batchtrain.errors import Problem, SpecError, StorageError, UnsafeInputError
 from batchtrain.preparation.prepare import build_prepared_data
 from batchtrain.preparation.survey import Survey, survey
 from batchtrain.progress import Progress
@@ -144,6 +145,7 @@ class _StoredHashes:
         self._changed = True
 
     def save(self) -> None:
-        """Write the cache, if it has anything new."""
+        """Write the cache, if it has anything new and storage takes it."""
         if self._changed:
-            self.storage.write(HASH_CACHE, canonical_json(self._known))
+            with suppress(StorageError):
+                self.storage.write(HASH_CACHE, canonical_json(self._known))

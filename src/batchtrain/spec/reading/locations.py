@@ -12,9 +12,12 @@ __all__ = ["location_faults"]
 
 LOCATIONS = (
     (("data", "source"), "a file, a glob, a folder or `sample:NAME`"),
-    (("storage",), "a local folder"),
+    (("storage",), "a folder, or an address of an object store such as s3://bucket/runs"),
     (("tracking", "tensorboard", "dir"), "a local folder"),
 )
+
+OBJECT_STORES = ("s3://", "gs://", "az://")
+"""A storage may be an address that starts so; the spec itself checks the rest of it."""
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ADDRESS = re.compile(r"([A-Za-z0-9+.-]*)://")
@@ -40,7 +43,8 @@ def location_faults(
         if isinstance(value, str):
             key = ".".join(names)
             complaints = [*_secrets(value), *_control_characters(value, wanted)]
-            if key not in planned:
+            is_object_store = key == "storage" and value.startswith(OBJECT_STORES)
+            if key not in planned and not is_object_store:
                 complaints += _addresses(value, wanted)
             for message, hint in complaints:
                 yield Fault(places.of_value(key), key, message, hint)
