@@ -40,7 +40,7 @@ BAD_SPECS: list[tuple[dict[str, object], list[str]]] = [
     ({"seed": "42"}, ["seed", "quotes"]),
     ({"sede": 1}, ["sede", "seed"]),
     ({"engine": "ray"}, ["engine", "not built yet"]),
-    ({"determinism": "canonical"}, ["determinism", "not built yet"]),
+    ({"determinism": "canonicle"}, ["determinism", "canonical"]),
     ({"retries": {"lost_worker": 3}}, ["retries", "not built yet"]),
     ({"search": {"trials": 3}}, ["search", "not built yet"]),
     ({"storage": "s3://user:secret@bucket/runs"}, ["storage"]),

@@ -157,7 +157,9 @@ def test_seed_0_10_loader_over_tensors(drug200: FinishedRun) -> None:
 def test_seed_0_11_batches_of_32_shuffled_in_training_only(drug200: FinishedRun) -> None:
     worker = worker_of(drug200)
     numeric, _, _ = drug200.tensors("train")
-    epochs = [[share.batch.numeric_BF for share in worker.shares(epoch, 0)] for epoch in (0, 1)]
+    epochs = [
+        [share.batches[0].numeric_BF for share in worker.shares(epoch, 0)] for epoch in (0, 1)
+    ]
 
     assert [len(batch) for batch in epochs[0]] == [32, 32, 32, 32, 13]
     first, second = (torch.cat(batches) for batches in epochs)

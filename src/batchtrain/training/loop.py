@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,6 @@ from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss
 from batchtrain.points import passed
 from batchtrain.training.plan import TrainingPlan
-from batchtrain.training.ranks import Ranks
 from batchtrain.training.state import TrainState, weights_of
 from batchtrain.training.worker import Worker
 
@@ -74,21 +74,16 @@ def train_until_done(
     if not state.history:
         _finish_epoch(state, worker, loss, watcher, measured)
     while state.epoch < plan.epochs and not state.stopped:
-        losses = StepLosses(state, watcher, worker.ranks)
+        losses = StepLosses(state, watcher, worker)
         model.train()
         for share in worker.shares(state.epoch, state.step - state.epoch * plan.steps_per_epoch):
             passed("step.rows")
-            worker.seed_step(state.step)
             state.optimizer.zero_grad()
-            outputs_BK = model(share.batch.numeric_BF, share.batch.codes_BC)
-            step_loss = loss(outputs_BK, share.batch, share.denominator)
-            passed("step.forward")
-            step_loss.backward()
-            passed("step.backward")
+            parts = worker.gradient(model, loss, share, state.step)
             state.optimizer.step()
             passed("step.optimizer")
             state.step += 1
-            losses.add(step_loss.detach(), share.global_rows)
+            losses.add(parts, share.global_rows)
             # Before the keeper is asked, so that there is one state a step.
             if state.step % plan.steps_per_epoch == 0:
                 losses.flush()
@@ -107,13 +102,13 @@ class StepLosses:
 
     state: TrainState
     watcher: Watcher
-    ranks: Ranks
+    worker: Worker
     _waiting: list[Tensor] = field(default_factory=list)
     _rows: list[int] = field(default_factory=list)
 
-    def add(self, loss: Tensor, global_rows: int) -> None:
-        """Take this rank's loss of the step that has just been taken."""
-        self._waiting.append(loss)
+    def add(self, parts: Tensor, global_rows: int) -> None:
+        """Take this rank's parts of the loss of the step that has just been taken."""
+        self._waiting.append(parts)
         self._rows.append(global_rows)
         if len(self._waiting) == FLUSH_STEPS:
             self.flush()
@@ -126,8 +121,12 @@ class StepLosses:
         """
         if not self._waiting:
             return
-        parts = self.ranks.gather(torch.stack(self._waiting).tolist())
-        values = [sum(of_step) / len(parts) for of_step in zip(*parts, strict=True)]
+        mine = torch.stack(self._waiting).reshape(len(self._waiting), -1).tolist()
+        by_step = zip(*self.worker.ranks.gather(mine), strict=True)
+        values = [
+            sum(chain.from_iterable(of_ranks)) / self.worker.loss_divisor(rows)
+            for of_ranks, rows in zip(by_step, self._rows, strict=True)
+        ]
         first_step = self.state.step - len(values)
         for place, (value, rows) in enumerate(zip(values, self._rows, strict=True)):
             if not math.isfinite(value):

@@ -119,7 +119,12 @@ def train_rank(
         check_codes(torch.from_numpy(rows["train"].codes.copy()), task.inputs)
         state = resumed_state(task, device)
         worker = ResidentWorker(
-            plan, rows, device, ranks=ranks, gather_rows=task.machine.gather_rows
+            plan,
+            rows,
+            device,
+            ranks=ranks,
+            gather_rows=task.machine.gather_rows,
+            determinism=task.spec.determinism,
         )
         writer = watcher = None
         if ranks.rank == 0:

@@ -41,6 +41,10 @@ class Ranks(Protocol):
         """
         ...
 
+    def gather_tensor(self, value: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, in the order of the ranks; all have one shape and type."""
+        ...
+
 
 class OneRank:
     """The only rank; what it gathers is its own value."""
@@ -50,6 +54,10 @@ class OneRank:
 
     def gather(self, value: Any) -> list[Any]:
         """See `Ranks.gather`."""
+        return [value]
+
+    def gather_tensor(self, value: Tensor) -> list[Tensor]:
+        """See `Ranks.gather_tensor`."""
         return [value]
 
 
@@ -83,9 +91,13 @@ class GlooRanks:
             json.loads(message[:length]) for message, length in zip(messages, lengths, strict=True)
         ]
 
+    def gather_tensor(self, value: Tensor) -> list[Tensor]:
+        """See `Ranks.gather_tensor`."""
+        found = [torch.empty_like(value) for _ in range(self.size)]
+        dist.all_gather(found, value, group=self._group)
+        return found
+
     def _all_gather(self, data: bytes, size: int) -> list[bytes]:
         """The bytes of all ranks, each filled up to `size`."""
         mine = torch.frombuffer(bytearray(data.ljust(size, b"\0")), dtype=torch.uint8)
-        found: list[Tensor] = [torch.empty_like(mine) for _ in range(self.size)]
-        dist.all_gather(found, mine, group=self._group)
-        return [each.numpy().tobytes() for each in found]
+        return [each.numpy().tobytes() for each in self.gather_tensor(mine)]

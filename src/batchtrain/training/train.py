@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -67,7 +67,9 @@ def train_model(
         ownership = owner.ownership
         found = owner.checkpoint
         choices = choose_machine(loaded.spec.resources, workers=launcher.size)
-        machine, inexact = _machine(choices, layout, found, progress)
+        # In canonical mode the number of ranks does not show in a single bit.
+        exact = {"workers"} if loaded.spec.determinism == "canonical" else set()
+        machine, inexact = _machine(choices, layout, found, progress, exact)
         task = TrainTask(
             loaded=loaded,
             prepared=prepared,
@@ -86,11 +88,16 @@ def train_model(
 
 
 def _machine(
-    choices: MachineChoices, layout: RunLayout, found: FoundCheckpoint | None, progress: Progress
+    choices: MachineChoices,
+    layout: RunLayout,
+    found: FoundCheckpoint | None,
+    progress: Progress,
+    exact: Container[str],
 ) -> tuple[MachineChoices, list[dict[str, Any]]]:
     """The choices in force, and what cannot be as it was.
 
-    What can be chosen is chosen as at the first start, whatever the spec says now.
+    What can be chosen is chosen as at the first start, whatever the spec says now. What is in
+    `exact` may differ without a word.
     """
     if found is None:
         recorded = _first_choices(choices, layout, progress)
@@ -105,16 +112,18 @@ def _machine(
     if machine.device != choices.device:
         machine = replace(machine, capability=capability_of(machine.device))
     for name, (then, now) in recorded.differences(choices).items():
+        if name in exact:
+            continue
         progress.note(
             f"{name} is {now!r} here, and the run began with {then!r}. What can be chosen stays as "
             "it was; the last bits may differ from an unbroken run where it cannot"
         )
     if found is None:
         return machine, []
-    step = found.name.step
     return machine, [
-        {"step": step, "what": name, "then": then, "now": now}
+        {"step": found.name.step, "what": name, "then": then, "now": now}
         for name, (then, now) in recorded.differences(machine).items()
+        if name not in exact
     ]
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from batchtrain.artifacts.prepared import SplitRows
-from batchtrain.errors import TrainingError
 from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss
-from batchtrain.row_order import RankRows, counter_generator, rank_rows
-from batchtrain.training.ddp import exact_ddp
+from batchtrain.row_order import rank_rows
+from batchtrain.spec.run import Determinism
+from batchtrain.training.gradients import make_gradients
 from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.ranks import OneRank, Ranks
 
@@ -35,17 +35,14 @@ class Share:
     """One rank's part of one global batch.
 
     Attributes:
-        batch: The rank's rows. A rank without a row in this batch has one of weight 0, so that it
-            takes part in the step and adds nothing to it.
+        batches: The rank's rows; one batch, or one for each group of `determinism: canonical`.
+            Where there is no row, there is one of weight 0: it takes part in the step and adds
+            nothing to it.
         global_rows: The rows of the whole batch, over all ranks.
-        denominator: What the sum of the rank's losses is divided by, so that the mean of the
-            ranks' gradients is that of the whole batch: global rows over ranks. None with one
-            rank, where it is the plain mean.
     """
 
-    batch: Batch
+    batches: list[Batch]
     global_rows: int
-    denominator: float | None = None
 
 
 class Worker(Protocol):
@@ -71,8 +68,19 @@ class Worker(Protocol):
         """
         ...
 
-    def seed_step(self, step: int) -> None:
-        """Set the generator that dropout draws from, by the global step and the rank alone."""
+    def gradient(self, model: nn.Module, loss: Loss, share: Share, step: int) -> Tensor:
+        """Leave the gradient of the whole batch in the parameters, which have none.
+
+        Dropout draws by the global step and this worker's part of the batch alone.
+
+        Returns:
+            The losses of this worker's parts of the batch, on the device. Those of all workers,
+            added and divided by `loss_divisor`, are the mean loss of the batch.
+        """
+        ...
+
+    def loss_divisor(self, global_rows: int) -> float:
+        """See `gradient`."""
         ...
 
     def split_blocks(self, split: str) -> Iterator[tuple[int, Batch]]:
@@ -150,6 +158,7 @@ class ResidentWorker:
         *,
         ranks: Ranks | None = None,
         gather_rows: int = GATHER_ROWS,
+        determinism: Determinism = "order",
     ) -> None:
         """Move the splits to the device.
 
@@ -160,64 +169,53 @@ class ResidentWorker:
             ranks: Left out, this worker is the only one.
             gather_rows: Rows of the global batches gathered in one go; it is part of the
                 numerical result.
+            determinism: Whether the bits may depend on the number of ranks.
+
+        Raises:
+            TrainingError: If there are more ranks than `canonical` has groups.
         """
         self.device = device
         self.ranks = ranks or OneRank()
         self._plan = plan
         self._gather_rows = gather_rows
         self._splits = {name: ResidentSplit.of(rows, device) for name, rows in splits.items()}
-        self._dropout_seed = _dropout_seed(plan.order.seed, self.ranks.rank)
+        self._gradients = make_gradients(determinism, self.ranks, device, seed=plan.order.seed)
 
     def wrap(self, model: nn.Module, loss: Loss) -> nn.Module:
-        """See `Worker.wrap`; with one rank the model is its own wrapper."""
-        model = model.to(self.device)
-        if self.ranks.size == 1:
-            return model
-        _refuse_batch_norm(model)
+        """See `Worker.wrap`."""
         row = self._splits["train"].weightless_row()
-
-        def backward(wrapped: nn.Module) -> None:
-            loss(wrapped(row.numeric_BF, row.codes_BC), row, 1.0).backward()
-
-        return exact_ddp(model, backward=backward)
+        return self._gradients.wrap(model.to(self.device), loss, row)
 
     def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
         """See `Worker.shares`."""
-        plan, size = self._plan, self.ranks.size
-        mine = rank_rows(
-            plan.order,
-            epoch=epoch,
-            batch_rows=plan.batch_rows,
-            world_size=size,
-            rank=self.ranks.rank,
-        )
-        for step, batch in enumerate(self._batches(mine, first_step), first_step):
-            rows = plan.order.batch_size(plan.batch_rows, step)
-            if size == 1:
-                yield Share(batch, rows)
-            elif len(batch.target_B):
-                yield Share(batch, rows, rows / size)
-            else:
-                yield Share(self._splits["train"].weightless_row(), rows, rows / size)
+        plan = self._plan
+        parts = [self._part(epoch, part, first_step) for part in self._gradients.parts]
+        for step, batches in enumerate(zip(*parts, strict=True), first_step):
+            yield Share(list(batches), plan.order.batch_size(plan.batch_rows, step))
 
-    def seed_step(self, step: int) -> None:
-        """See `Worker.seed_step`.
+    def gradient(self, model: nn.Module, loss: Loss, share: Share, step: int) -> Tensor:
+        """See `Worker.gradient`."""
+        return self._gradients.gradient(model, loss, share.batches, share.global_rows, step)
 
-        torch's CPU generator keeps 32 bits of a seed, so consecutive steps get consecutive
-        seeds: no two steps of a rank share one.
-        """
-        seed = self._dropout_seed + step
-        torch.default_generator.manual_seed(seed)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(seed)
+    def loss_divisor(self, global_rows: int) -> float:
+        """See `Worker.loss_divisor`."""
+        return self._gradients.loss_divisor(global_rows)
 
     def split_blocks(self, split: str) -> Iterator[tuple[int, Batch]]:
         """See `Worker.split_blocks`; block `i` is rank `i mod W`'s."""
         blocks = enumerate(self._splits[split].in_order(self._gather_rows))
         return islice(blocks, self.ranks.rank, None, self.ranks.size)
 
-    def _batches(self, mine: RankRows, first_step: int) -> Iterator[Batch]:
-        """The rank's rows of each global batch; some of a rank may have none."""
+    def _part(self, epoch: int, part: int, first_step: int) -> Iterator[Batch]:
+        """The rows of one part of each global batch, from `first_step` on."""
+        mine = rank_rows(
+            self._plan.order,
+            epoch=epoch,
+            batch_rows=self._plan.batch_rows,
+            world_size=self._gradients.num_parts,
+            rank=part,
+        )
+        split = self._splits["train"]
         rows = torch.from_numpy(mine.rows).to(self.device)
         starts = mine.step_starts.tolist()
         steps = len(starts) - 1
@@ -225,28 +223,8 @@ class ResidentWorker:
         for block in range(first_step - first_step % per_block, steps, per_block):
             end = min(block + per_block, steps)
             sizes = [starts[step + 1] - starts[step] for step in range(block, end)]
-            batches = self._splits["train"].gathered(rows[starts[block] : starts[end]], sizes)
+            batches = split.gathered(rows[starts[block] : starts[end]], sizes)
             # The last bits of a product depend on where its rows lie in memory. So a resume
             # gathers the same block as the first pass did, and skips what was done.
-            yield from islice(batches, max(0, first_step - block), None)
-
-
-def _refuse_batch_norm(model: nn.Module) -> None:
-    """Refuse layers whose output for a row depends on the other rows of its rank.
-
-    Raises:
-        TrainingError: If the model has one.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise TrainingError(
-                f"expected a model without batch normalisation with several workers on CPUs, found "
-                f"{type(module).__name__} in {name!r}: each worker would normalise by its own "
-                "rows, so the result would depend on their number. Use LayerNorm, or one worker"
-            )
-
-
-def _dropout_seed(seed: int, rank: int) -> int:
-    """31 bits from which a rank counts its steps."""
-    key = ("dropout",) if rank == 0 else ("dropout", rank)
-    return int(counter_generator(seed, *key).random_raw(1)[0] >> 33)
+            for batch in islice(batches, max(0, first_step - block), None):
+                yield batch if len(batch.target_B) else split.weightless_row()

@@ -59,11 +59,18 @@ class FakeWorker:
     def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
         self.asked.append((epoch, first_step))
         rest = self.splits["train"][first_step:]
-        return (Share(batch, len(batch.target_B)) for batch in rest)
+        return (Share([batch], len(batch.target_B)) for batch in rest)
 
-    def seed_step(self, step: int) -> None:
+    def gradient(self, model: nn.Module, loss: Loss, share: Share, step: int) -> Tensor:
         self.seeds.append(step)
         torch.default_generator.manual_seed(step)
+        (batch,) = share.batches
+        value = loss(model(batch.numeric_BF, batch.codes_BC), batch)
+        value.backward()
+        return value.detach()
+
+    def loss_divisor(self, global_rows: int) -> float:
+        return 1
 
     def split_blocks(self, split: str) -> Iterator[tuple[int, Batch]]:
         return iter(enumerate(self.splits[split]))
@@ -341,7 +348,7 @@ def test_d01_a_worker_serves_the_global_batches_of_the_order(
     )
     for epoch in (0, 1):
         order = plan.order.epoch(epoch)
-        served = [share.batch for share in worker.shares(epoch, 0)]
+        served = [share.batches[0] for share in worker.shares(epoch, 0)]
         assert len(served) == plan.steps_per_epoch
         for step, batch in enumerate(served):
             expected = order[step * batch_rows : (step + 1) * batch_rows]
@@ -349,7 +356,7 @@ def test_d01_a_worker_serves_the_global_batches_of_the_order(
             assert batch.codes_BC[:, 0].tolist() == (expected * 2).tolist()
             assert batch.target_B.tolist() == (expected * 3).tolist()
         for first in range(plan.steps_per_epoch + 1):
-            rest = [share.batch for share in worker.shares(epoch, first)]
+            rest = [share.batches[0] for share in worker.shares(epoch, first)]
             assert len(rest) == plan.steps_per_epoch - first
             for batch, whole in zip(rest, served[first:], strict=True):
                 assert torch.equal(batch.numeric_BF, whole.numeric_BF)
@@ -370,8 +377,16 @@ def test_dropout_draws_by_the_global_step_and_the_runs_seed_alone() -> None:
     def draws(seed: int, step: int) -> list[float]:
         plan = TrainingPlan(order_of(5, seed=seed), 2, 1)
         worker = ResidentWorker(plan, {"train": rows(5)}, torch.device("cpu"))
-        worker.seed_step(step)
-        return torch.rand(4).tolist()
+        drawn: list[float] = []
+
+        class Drawing(nn.Linear):
+            def forward(self, numeric_BF: Tensor, codes_BC: Tensor) -> Tensor:
+                drawn.extend(torch.rand(4).tolist())
+                return super().forward(numeric_BF)
+
+        share = next(worker.shares(0, 0))
+        worker.gradient(Drawing(1, 1), make_loss("mse"), share, step)
+        return drawn
 
     assert draws(1, 7) == draws(1, 7)
     assert len({tuple(draws(seed, step)) for seed in (1, 2) for step in range(20)}) == 40

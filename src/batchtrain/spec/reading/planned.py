@@ -84,7 +84,6 @@ PLANNED = (
     ),
     Planned("export.formats.*", "Use safetensors", values=("onnx",)),
     Planned("engine", "Use auto or embedded", values=("ray",)),
-    Planned("determinism", "Use order", values=("canonical",)),
     Planned("resources.gpus_per_worker", "Set `resources.device: cuda` for one GPU"),
     Planned("resources.workers", "Use auto or 1", values=range(2, 2**31)),
     Planned("retries"),

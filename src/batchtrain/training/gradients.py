@@ -1,0 +1,228 @@
+"""How the gradient of a global batch comes about: by rank, or in groups that no rank can change.
+
+With `determinism: order` each rank differentiates its rows and DDP takes the mean: the same rows
+whatever the number of ranks, and sums that are rounded in another order. With `canonical` each
+batch is divided into 8 groups of rows, whoever holds them. The groups' gradients are added in
+their order, so that the bits are the same for any number of ranks; dropout draws by the group.
+
+Shapes: G groups, P parameters, B rows of a part, K outputs.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from batchtrain.errors import TrainingError
+from batchtrain.models.inputs import Batch
+from batchtrain.models.losses import Loss
+from batchtrain.points import passed
+from batchtrain.row_order import counter_generator
+from batchtrain.spec.run import Determinism
+from batchtrain.training.ddp import exact_ddp
+from batchtrain.training.ranks import Ranks
+
+__all__ = ["CANONICAL_GROUPS", "Gradients", "make_gradients"]
+
+CANONICAL_GROUPS = 8
+"""Part of the result: another number is another rounding, and other draws of dropout."""
+
+
+class Gradients(Protocol):
+    """Divides batches among the ranks, and makes one gradient of what the ranks find.
+
+    Attributes:
+        num_parts: The parts of a global batch, over all ranks.
+        parts: Those of them that this rank holds.
+    """
+
+    num_parts: int
+    parts: range
+
+    def wrap(self, model: nn.Module, loss: Loss, row: Batch) -> nn.Module:
+        """The model as `gradient` wants it; `row` is a row of weight 0 to try it with."""
+        ...
+
+    def gradient(
+        self, model: nn.Module, loss: Loss, batches: list[Batch], rows: int, step: int
+    ) -> Tensor:
+        """Leave the gradient of the whole batch in the parameters, which have none.
+
+        Args:
+            model: What `wrap` gave.
+            loss: What is minimised.
+            batches: The rows of each of this rank's parts.
+            rows: Of the global batch, over all ranks.
+            step: The global step, from which dropout is seeded.
+
+        Returns:
+            The losses of this rank's parts. Those of all ranks, added and divided by
+            `loss_divisor`, are the mean loss of the batch.
+        """
+        ...
+
+    def loss_divisor(self, rows: int) -> float:
+        """See `gradient`."""
+        ...
+
+
+def make_gradients(
+    determinism: Determinism, ranks: Ranks, device: torch.device, *, seed: int
+) -> Gradients:
+    """The way of a spec.
+
+    Raises:
+        TrainingError: If there are more ranks than a canonical batch has groups.
+    """
+    if determinism == "order":
+        return _ByRank(ranks, device, seed)
+    return _InGroups(ranks, device, seed)
+
+
+class _ByRank:
+    """Each rank differentiates its rows at once; DDP takes the mean over the ranks."""
+
+    def __init__(self, ranks: Ranks, device: torch.device, seed: int) -> None:
+        self.num_parts = ranks.size
+        self.parts = range(ranks.rank, ranks.rank + 1)
+        self._device = device
+        self._dropout_seed = _dropout_seed(seed, ranks.rank)
+
+    def wrap(self, model: nn.Module, loss: Loss, row: Batch) -> nn.Module:
+        """See `Gradients.wrap`; with one rank the model is its own wrapper."""
+        if self.num_parts == 1:
+            return model
+        _refuse_batch_norm(
+            model, "with several workers on CPUs", "each worker", "LayerNorm, or one worker"
+        )
+
+        def backward(wrapped: nn.Module) -> None:
+            loss(wrapped(row.numeric_BF, row.codes_BC), row, 1.0).backward()
+
+        return exact_ddp(model, backward=backward)
+
+    def gradient(
+        self, model: nn.Module, loss: Loss, batches: list[Batch], rows: int, step: int
+    ) -> Tensor:
+        """See `Gradients.gradient`."""
+        _seed_dropout(self._dropout_seed + step, self._device)
+        (batch,) = batches
+        # DDP divides by the ranks; with one of them this is the plain mean.
+        denominator = None if self.num_parts == 1 else rows / self.num_parts
+        value = loss(model(batch.numeric_BF, batch.codes_BC), batch, denominator)
+        passed("step.forward")
+        value.backward()
+        passed("step.backward")
+        return value.detach()
+
+    def loss_divisor(self, rows: int) -> float:
+        """See `Gradients.loss_divisor`."""
+        return self.num_parts
+
+
+class _InGroups:
+    """The batch's groups one by one; their gradients are gathered, and added in their order."""
+
+    def __init__(self, ranks: Ranks, device: torch.device, seed: int) -> None:
+        if ranks.size > CANONICAL_GROUPS:
+            raise TrainingError(
+                f"expected at most {CANONICAL_GROUPS} workers with `determinism: canonical`, "
+                f"found {ranks.size}: each holds one of the batch's {CANONICAL_GROUPS} groups or "
+                "more. Use fewer workers, or `determinism: order`"
+            )
+        self.num_parts = CANONICAL_GROUPS
+        self.parts = _held(ranks.size, ranks.rank)
+        self._ranks = ranks
+        self._device = device
+        self._dropout_seeds = [_dropout_seed(seed, part) for part in self.parts]
+
+    def wrap(self, model: nn.Module, loss: Loss, row: Batch) -> nn.Module:
+        """See `Gradients.wrap`; DDP would add in an order of its own."""
+        _refuse_batch_norm(
+            model, "with `determinism: canonical`", "each group", "LayerNorm, or `order`"
+        )
+        return model
+
+    def gradient(
+        self, model: nn.Module, loss: Loss, batches: list[Batch], rows: int, step: int
+    ) -> Tensor:
+        """See `Gradients.gradient`."""
+        trained = [each for each in model.parameters() if each.requires_grad]
+        found, values = [], []
+        for batch, seed in zip(batches, self._dropout_seeds, strict=True):
+            _seed_dropout(seed + step, self._device)
+            value = loss(model(batch.numeric_BF, batch.codes_BC), batch, 1.0)
+            passed("step.forward")
+            gradients = torch.autograd.grad(value, trained, allow_unused=True)
+            passed("step.backward")
+            found.append(gradients)
+            values.append(value.detach())
+        total_P = self._sum_of_groups([_flat(each, trained) for each in found]) / rows
+        sizes = [each.numel() for each in trained]
+        for each, used, part in zip(trained, found[0], total_P.split(sizes), strict=True):
+            # A parameter that the loss does not use has no gradient, as with `order`.
+            each.grad = None if used is None else part.view_as(each)
+        return torch.stack(values)
+
+    def loss_divisor(self, rows: int) -> float:
+        """See `Gradients.loss_divisor`."""
+        return rows
+
+    def _sum_of_groups(self, mine_P: list[Tensor]) -> Tensor:
+        """The sum over the groups of all ranks, always in the order of the groups: [P]."""
+        size = self._ranks.size
+        most = -(-CANONICAL_GROUPS // size)
+        mine_GP = torch.stack([*mine_P, *[torch.zeros_like(mine_P[0])] * (most - len(mine_P))])
+        total_P = torch.zeros_like(mine_P[0])
+        for rank, gathered_GP in enumerate(self._ranks.gather_tensor(mine_GP)):
+            for place in range(len(_held(size, rank))):
+                total_P += gathered_GP[place]
+        return total_P
+
+
+def _held(size: int, rank: int) -> range:
+    """The groups that a rank holds."""
+    return range(rank * CANONICAL_GROUPS // size, (rank + 1) * CANONICAL_GROUPS // size)
+
+
+def _flat(gradients: tuple[Tensor | None, ...], trained: list[nn.Parameter]) -> Tensor:
+    """The gradients of all parameters in one row, zeros where there is none: [P]."""
+    return torch.cat(
+        [
+            (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
+            for gradient, parameter in zip(gradients, trained, strict=True)
+        ]
+    )
+
+
+def _dropout_seed(seed: int, part: int) -> int:
+    """31 bits from which a part of the batch counts the steps.
+
+    torch's CPU generator keeps 32 bits of a seed, so consecutive steps get consecutive seeds: no
+    two steps of a part share one.
+    """
+    key = ("dropout",) if part == 0 else ("dropout", part)
+    return int(counter_generator(seed, *key).random_raw(1)[0] >> 33)
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
+def _refuse_batch_norm(model: nn.Module, where: str, who: str, instead: str) -> None:
+    """Refuse layers whose output for a row depends on the other rows of its part.
+
+    Raises:
+        TrainingError: If the model has one.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise TrainingError(
+                f"expected a model without batch normalisation {where}, found "
+                f"{type(module).__name__} in {name!r}: {who} would normalise by its own rows. "
+                f"Use {instead}"
+            )
