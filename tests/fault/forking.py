@@ -70,7 +70,7 @@ def forks() -> Iterator[Forks]:
     """Start the server, and end it."""
     environ = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)]),
         "OMP_NUM_THREADS": "1",
     }
     with subprocess.Popen(

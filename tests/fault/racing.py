@@ -73,7 +73,7 @@ class Racer:
 @contextmanager
 def racers(place: str) -> Iterator[list[Racer]]:
     """Two of them on one storage; they live until the end of the block."""
-    environ = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     with ExitStack() as stack:
         started = []
         for writer in ("left", "right"):

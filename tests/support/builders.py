@@ -143,12 +143,14 @@ def all_files(folder: Path) -> list[str]:
     )
 
 
+CREATING = threading.Lock()
+
+
 @dataclass
 class MemoryStorage:
     """A storage in a dictionary, as `Storage` promises it."""
 
     files: dict[str, bytes] = field(default_factory=dict)
-    _creating: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def url(self, key: str = "") -> str:
         """See `Storage.url`."""
@@ -178,7 +180,7 @@ class MemoryStorage:
 
     def create(self, key: str, data: bytes) -> bool:
         """See `Storage.create`."""
-        with self._creating:
+        with CREATING:
             if key in self.files:
                 return False
             self.files[key] = data
