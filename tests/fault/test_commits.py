@@ -20,7 +20,6 @@ from batchtrain.artifacts.garbage import delete_garbage, find_garbage
 from batchtrain.errors import (
     ArtifactDamagedError,
     BatchtrainError,
-    StorageError,
     StorageUnavailableError,
 )
 from batchtrain.storage import FolderStorage, RetryingStorage, Storage
@@ -356,14 +355,14 @@ def test_r26_a_full_disk_is_named_and_nothing_is_deleted_to_make_room(
 
 
 def check_deletions(calls: list[Call], number: int) -> None:
-    """From the n-th write on, which failed, only that attempt's own files were deleted."""
+    """From the n-th write on, all of which failed, only those attempts' own files were deleted."""
     writes = [place for place, call in enumerate(calls) if call.verb in {"write", "create"}]
-    refused = writes[number - 1]
-    attempts = {
-        call.key.rpartition("/files/")[0] for call in calls[refused:] if call.verb == "delete"
+    failed = {
+        calls[place].key.removesuffix(f"/{MANIFEST}").partition("/files/")[0]
+        for place in writes[number - 1 :]
     }
-    failed = calls[refused].key.removesuffix(f"/{MANIFEST}").partition("/files/")[0]
-    assert attempts <= {failed}
+    later = calls[writes[number - 1] :]
+    assert {call.key.rpartition("/files/")[0] for call in later if call.verb == "delete"} <= failed
 
 
 def test_r27_a_slow_storage_changes_nothing(undisturbed: Callable[[str], Undisturbed]) -> None:
