@@ -33,7 +33,6 @@ from batchtrain.errors import (
     StorageError,
 )
 from batchtrain.models.optim import build_optimizer, build_schedule
-from batchtrain.pipeline import run_spec
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.training import Adam
@@ -46,15 +45,12 @@ from batchtrain.training.state import Snapshot, TrainState, weights_of
 from tests.support.builders import (
     MemoryStorage,
     WatchedStorage,
-    layout_for,
     mixed_table,
     prepared_for,
     quantity_table,
     run,
     spec_for,
-    stop_training,
     storage_of,
-    train_in_parts,
 )
 from tests.support.runs import open_writers, scalars
 
@@ -611,28 +607,25 @@ def test_r33_what_a_writer_publishes_after_it_was_taken_over_is_not_gone_on_from
 def test_r05_r33_checkpoints_of_a_writer_that_was_taken_over_are_better_than_none(
     tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
-    inner = MemoryStorage()
-    slow = runner_in(tmp_path, every_steps=1, keep=1)
-    slow.storage = inner
-    slow.stop(2)
-    retained = dict(inner.files)
-    slow.stop(1)
-    # The second attempt chose step 2, and before its claim was there the first one, which was
-    # alive, went on to step 4 and deleted what it no longer needed.
-    name, other = f"{3:012d}-000002", f"{4:012d}-000001"
-    inner.files = {
-        key.replace(name, other): data
-        for key, data in inner.files.items()
-        if f"{2:012d}-000001" not in key and f"{1:012d}-000001" not in key
-    }
-    assert retained
-    assert slow.checkpoints() == [(4, 1)]
-    manifest = next(key for key in inner.files if other in key and key.endswith(MANIFEST))
-    assert inner.files[manifest]
-    runner = Runner(slow.loaded, inner)
-    runner.train()
-    assert runner.status == "resumed"
-    assert any("taken over" in note for note in runner.notes)
+    storage = MemoryStorage()
+    first = runner_in(tmp_path, storage, every_steps=1, keep=1)
+    layout = first.layout
+    first.stop(2)
+    second_step = {key: storage.files[key] for key in first.files()}
+    first.stop(3)
+    # The second claim said that it goes on from step 2. Had its owner been slow, and the first
+    # one alive, the first would have gone on to step 5 and deleted step 2 by then.
+    fifth, as_of_first = layout.checkpoint(5, claim=2), layout.checkpoint(5, claim=1)
+    for key in [*first.files(), *second_step]:
+        data = storage.files.pop(key, b"")
+        if key.startswith(f"{fifth}/"):
+            storage.files[key.replace(fifth, as_of_first)] = data
+    assert first.checkpoints() == [(5, 1)]
+    with counted_steps() as taken:
+        assert hashes(first.train()) == undisturbed
+    assert first.status == "resumed"
+    assert len(taken) == STEPS * EPOCHS - 5
+    assert any("taken over" in note for note in first.notes)
 
 
 def test_r05_r33_what_is_deleted_while_the_run_is_taken_over_is_not_gone_on_from(
@@ -782,13 +775,15 @@ def test_event_files_of_all_attempts_reach_a_storage_without_a_folder(
     runner.stop(5)
     assert event_keys(runner.storage)
     runner.train()
-    copy = tmp_path / "copy"
-    for key in event_keys(runner.storage):
-        path = copy / key.partition("/tensorboard/")[2]
-        path.parent.mkdir(parents=True, exist_ok=True)
+    # Each file by itself: TensorBoard orders those of one second by chance.
+    steps: set[int] = set()
+    for number, key in enumerate(event_keys(runner.storage)):
+        path = tmp_path / str(number) / key.rpartition("/")[2]
+        path.parent.mkdir()
         path.write_bytes(runner.storage.files[key])
-    steps = [step for step, _value in scalars(copy, "Loss/train")]
-    assert steps == list(range(STEPS * EPOCHS))
+        with suppress(KeyError):  # it holds other tags
+            steps |= {step for step, _value in scalars(path.parent, "Loss/train")}
+    assert steps == set(range(STEPS * EPOCHS))
     assert list(temporary.iterdir()) == []
 
 
@@ -833,9 +828,14 @@ def test_r26_event_files_that_cannot_be_written_cost_no_run_and_leave_no_thread(
     assert open_writers() == before
 
 
-def test_a_resume_loses_no_point_of_an_epoch_that_is_one_step(tmp_path: Path) -> None:
+def test_a_resume_writes_again_what_its_purge_takes_from_tensorboard(tmp_path: Path) -> None:
+    # An epoch of one step: the purge from step 2 on takes the event of epoch 2 too.
     training = {"epochs": 4, "batch_size": "full"}
     loaded = spec_for(tmp_path, mixed_table(60), training=training, tracking=WATCHED)
-    train_in_parts(loaded, [2])
-    folder = storage_of(loaded).root / layout_for(loaded).tensorboard
-    assert sorted({step for step, _value in scalars(folder, "learning_rate")}) == [0, 1, 2, 3, 4]
+    runner = Runner(loaded, storage_of(loaded))
+    runner.stop(2)
+    folder = runner.storage.root / runner.layout.tensorboard
+    for path in folder.glob("events.out.tfevents*"):
+        path.rename(tmp_path / path.name)
+    runner.train()
+    assert [step for step, _value in scalars(folder, "learning_rate")] == [2, 3, 4]
