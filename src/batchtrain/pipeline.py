@@ -25,7 +25,7 @@ from batchtrain.reporting.content import StageRow
 from batchtrain.spec.data import SPLITS
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.model import CustomModel
-from batchtrain.storage import Storage, open_storage
+from batchtrain.storage import Storage, open_storage, retried_calls
 from batchtrain.training.launcher import Launcher
 from batchtrain.training.stage import run_layout, train
 
@@ -112,6 +112,8 @@ def run_spec(
     watch = _Watch(progress or Progress())
     result = RunResult(stages=watch.records)
     _run_stages(loaded, storage, watch, result, last, how)
+    if retried := retried_calls(storage):
+        watch.progress.note(f"{retried} calls to {storage.url()} failed and were made again")
     return result
 
 

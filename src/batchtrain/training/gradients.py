@@ -162,8 +162,11 @@ class _InGroups:
         total_P = self._sum_of_groups([_flat(each, trained) for each in found]) / rows
         sizes = [each.numel() for each in trained]
         for each, used, part in zip(trained, found[0], total_P.split(sizes), strict=True):
-            # A parameter that the loss does not use has no gradient, as with `order`.
-            each.grad = None if used is None else part.view_as(each)
+            # A parameter that the loss does not use has no gradient, as with `order`; the others
+            # have one that lies in memory as they do, which the fused kernels take for granted.
+            each.grad = (
+                None if used is None else torch.empty_like(each).copy_(part.view(each.shape))
+            )
         return torch.stack(values)
 
     def loss_divisor(self, rows: int) -> float:

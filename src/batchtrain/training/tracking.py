@@ -207,6 +207,9 @@ def open_event_log(
     numeric_BF = torch.zeros(2, inputs.num_numeric, device=device)
     codes_BC = torch.zeros(2, len(inputs.cardinalities), dtype=torch.int64, device=device)
     log.graph(state.model, (numeric_BF, codes_BC))
+    if state.history and state.history[-1]["epoch"] >= state.step > 0:
+        # What is void goes by steps, and with one step an epoch this epoch's events went too.
+        log.epoch(state.history[-1], loaded.spec.tracking.monitor)
     return log
 
 

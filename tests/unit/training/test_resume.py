@@ -307,6 +307,20 @@ def test_a_resume_does_not_need_the_record_beside_the_checkpoint(tmp_path: Path)
     assert go_on(loaded)[1] == "resumed"
 
 
+@pytest.mark.parametrize("snapshot", [b"", b'{"ray_version": "1.0"', b"\x80\x04"])
+def test_r35_what_another_program_leaves_in_the_run_is_not_looked_at(
+    tmp_path: Path, undisturbed: RunResult, snapshot: bytes
+) -> None:
+    loaded = spec_for(tmp_path, mixed_table(90))
+    stop_training(loaded, 2)
+    layout = layout_for(loaded)
+    for folder in (layout.root, layout.checkpoints, layout.checkpoint(2, claim=1)):
+        layout.storage.write(f"{folder}/checkpoint_manager_snapshot.json", snapshot)
+    resumed = run(loaded, last="train")
+    assert resumed.stages[-1].status == "resumed"
+    assert hashes(resumed) == hashes(undisturbed)
+
+
 @pytest.mark.parametrize("record", [b"", b"{", b"[]", b"{}", b'{"device": "cpu"}'])
 def test_what_is_no_record_of_a_machine_is_a_clear_error(record: bytes) -> None:
     with pytest.raises(ArtifactError, match=r"run\.json"):
