@@ -258,7 +258,7 @@ EVERY = [
     *(pytest.param(name, False, id=name) for name in SCENARIOS),
     *(
         pytest.param(
-            name, True, id=f"all of {name}", marks=[pytest.mark.slow, pytest.mark.timeout(600)]
+            name, True, id=f"all of {name}", marks=[pytest.mark.long, pytest.mark.timeout(600)]
         )
         for name in SCENARIOS
     ),
@@ -508,9 +508,9 @@ def test_r04_r28_any_call_of_a_commit_to_s3_may_fail_or_be_the_last(
     [
         ("checkpoints", 9),
         ("prepare", 9),
-        pytest.param("checkpoints", 2, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
-        pytest.param("prepare", 1, marks=pytest.mark.slow),
-        pytest.param("evaluate and export", 5, marks=[pytest.mark.slow, pytest.mark.timeout(600)]),
+        pytest.param("checkpoints", 2, marks=[pytest.mark.long, pytest.mark.timeout(600)]),
+        pytest.param("prepare", 1, marks=pytest.mark.long),
+        pytest.param("evaluate and export", 5, marks=[pytest.mark.long, pytest.mark.timeout(600)]),
     ],
 )
 def test_r04_r05_calls_to_s3_may_fail_or_be_the_last(
