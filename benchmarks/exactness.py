@@ -34,7 +34,16 @@ from benchmarks.exactness_loops import (
 )
 from benchmarks.exactness_ranks import measure_canonical, measure_ranks
 from benchmarks.exactness_saving import measure_checkpoints, measure_resume
-from benchmarks.paired import Contender, Spread, Taken, compare, run_in_turns, show, timed, write_json
+from benchmarks.paired import (
+    Contender,
+    Spread,
+    Taken,
+    compare,
+    run_in_turns,
+    show,
+    timed,
+    write_json,
+)
 from benchmarks.training_loops import made_rows
 
 __all__ = ["PARTS", "main"]
@@ -95,7 +104,7 @@ def measure_loops(effort: Effort) -> dict[str, Part]:
     print(
         "Each contender trains an epoch a round, all from the same weights on the same rows. "
         '"plain" has the same model,\noptimizer, loss and gathered batches as "exact"; '
-        "the others are \"exact\" without one thing.\n"
+        'the others are "exact" without one thing.\n'
     )
     return parts
 

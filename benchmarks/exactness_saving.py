@@ -1,32 +1,20 @@
-"""What a checkpoint costs the loop, and how much later the first step of a resume comes.
+"""What a checkpoint costs the loop that it is a copy of.
 
-The files go to a folder of the system's temporary directory, with every flush to disk that a run
-asks for.
+The files go to the system's temporary folder, with every flush to disk that a run asks for.
 """
 
 from __future__ import annotations
 
-import signal
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from itertools import count
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from time import perf_counter
 
-import yaml
-from pyarrow import parquet as pq
-import pyarrow as pa
-
-from batchtrain.artifacts import RunLayout
+from batchtrain.artifacts import RunLayout, open_artifact
 from batchtrain.artifacts.ownership import Ownership, claim_run
-from batchtrain.artifacts.prepared import PreparedData
-from batchtrain.errors import InterruptedRunError
-from batchtrain.points import listen
-from batchtrain.preparation.stage import prepare
-from batchtrain.progress import Progress
-from batchtrain.spec.load import LoadedSpec, load_spec
+from batchtrain.artifacts.prepared import SplitRows
+from batchtrain.artifacts.trained import CHECKPOINT
 from batchtrain.spec.run import ResourcesSpec
 from batchtrain.spec.training import CheckpointSpec
 from batchtrain.storage import FolderStorage
@@ -36,16 +24,242 @@ from batchtrain.training.loop import StepLosses
 from batchtrain.training.machine import choose_machine
 from batchtrain.training.ranks import OneRank
 from batchtrain.training.saving import CheckpointWriter
-from batchtrain.training.stage import train
 from batchtrain.training.state import Snapshot, TrainState
 from benchmarks.exactness_loops import LARGE, SMALL, Effort, Network, OurTraining, Part, made_plan
-from benchmarks.paired import Spread, Taken, compare, run_in_turns, show, timed
-from benchmarks.training_loops import NUM_FEATURES, made_rows
+from benchmarks.paired import Contender, Spread, Taken, compare, run_in_turns, show, timed
+from benchmarks.training_loops import made_rows
 
-__all__ = ["measure_checkpoints", "measure_resume"]
+__all__ = ["measure_checkpoints"]
 
-NONE, FRESH, RESUMED = "no checkpoint", "fresh start", "resume"
-NEVER = CheckpointSpec(every_steps=None, every_seconds=1e9)
-EVERY_SECONDS = 10.0
-GOAL_OF_10_S = "3 %"
-SAVES = 9
+NONE, BY_TIME, BY_STEPS = "no checkpoint", "every second", "every 100 steps"
+RULES = {
+    NONE: CheckpointSpec(every_steps=None, every_seconds=1e9),
+    BY_TIME: CheckpointSpec(every_steps=None, every_seconds=1.0),
+    BY_STEPS: CheckpointSpec(every_steps=100, every_seconds=None),
+}
+FIRST_STEPS = 50
+"""Turns end so many steps behind a multiple of 100, so that the last save is over by then."""
+
+GOAL_SECONDS = 10.0
+SYNCHRONOUS_SAVES = 9
+
+
+@dataclass(frozen=True)
+class SavingCase:
+    """A model, and a turn of so many steps: a multiple of 100."""
+
+    network: Network
+    num_rows: int
+    batch_rows: int
+    steps: int
+
+
+CASES = (SavingCase(SMALL, 1_000_000, 1024, 2000), SavingCase(LARGE, 100_000, 32, 100))
+
+
+def measure_checkpoints(effort: Effort) -> dict[str, Part]:
+    """The loop with checkpoints every second and every 100 steps, against the loop without."""
+    parts = {}
+    for case in CASES:
+        num_rows = effort.rows(case.num_rows, at_least=4 * case.batch_rows)
+        steps = case.steps if effort.share == 1 else 100
+        rows = made_rows(num_rows)
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+            savers = {
+                name: Saving(case, rows, rules, steps, _claimed(Path(folder) / name, stack))
+                for name, rules in RULES.items()
+            }
+            contenders: dict[str, Contender] = dict(savers)
+            taken = run_in_turns(contenders, rounds=effort.rounds)
+            found = [
+                compare(taken, ours=name, theirs=NONE, as_speed=False)
+                for name in (BY_TIME, BY_STEPS)
+            ]
+            part = Part(taken, found)
+            _show_checkpoints(case, part, savers, steps)
+            _show_synchronous(case, savers[BY_STEPS])
+        parts[f"checkpoints, {case.network.name}"] = part
+    print(
+        "Each contender takes the same steps a round, with the keeper and the writer of a run; "
+        '"stands still" is the time\ninside the keeper when it saves, "loses" is what the round '
+        "took longer than the one without, a checkpoint.\n"
+    )
+    return parts
+
+
+@dataclass(frozen=True)
+class _Claimed:
+    """A run that this process may write."""
+
+    layout: RunLayout
+    ownership: Ownership
+
+
+def _claimed(folder: Path, stack: ExitStack) -> _Claimed:
+    layout = RunLayout(FolderStorage(folder), name="run", run_id="0" * 12)
+    ownership = claim_run(layout.storage, layout.root, continues=lambda _claims: None)
+    return _Claimed(layout, stack.enter_context(ownership))
+
+
+class Saving:
+    """Our loop, some steps a call, that saves by some rules; each call is an attempt of a run.
+
+    Attributes:
+        saves: The checkpoints of each call.
+        stalls_s: Seconds in the keeper, of every look at which it saved.
+        newest_bytes: What the newest checkpoint takes on storage.
+    """
+
+    def __init__(
+        self,
+        case: SavingCase,
+        rows: SplitRows,
+        rules: CheckpointSpec,
+        steps: int,
+        claimed: _Claimed,
+    ) -> None:
+        """Take the first steps."""
+        self.saves: list[int] = []
+        self.stalls_s: list[float] = []
+        self._rules = rules
+        self._steps = steps
+        self._claimed = claimed
+        plan = made_plan(len(rows), case.batch_rows)
+        self._training = OurTraining(rows, plan, case.network)
+        self._train(FIRST_STEPS)
+
+    def __call__(self) -> Taken:
+        """Take the steps of a turn; the checkpoint in the making at its end is waited for."""
+        return self._train(self._steps)
+
+    @property
+    def num_parameters(self) -> int:
+        """The weights of the model."""
+        return sum(each.numel() for each in self._training.state.model.parameters())
+
+    @property
+    def newest_bytes(self) -> int:
+        """See `Saving`."""
+        layout = self._claimed.layout
+        newest = published_checkpoints(layout, self._claimed.ownership.claims)[-1]
+        found = open_artifact(layout.storage, newest.key(layout), CHECKPOINT)
+        return sum(entry.size for entry in found.manifest.files.values())
+
+    def saved_and_waited_for(self) -> list[tuple[Taken, Taken, Taken]]:
+        """Some saves, each waited for: its copy, the copy as bytes, and the whole again."""
+        state, runs = self._training.state, []
+        with self._writer() as writer:
+            for _ in range(SYNCHRONOUS_SAVES):
+                state.step += 1
+                snapshots: list[Snapshot] = []
+                copied = timed(lambda: snapshots.append(state.snapshot()))  # noqa: B023
+                to_bytes = timed(snapshots[0].to_bytes)
+                whole = timed(lambda: writer.save(state.snapshot(), wait=True))
+                runs.append((copied, to_bytes, whole))
+        return runs
+
+    def _train(self, steps: int) -> Taken:
+        training = self._training
+        with self._writer() as writer:
+            saver = _CountedSaver(writer)
+            keeper = StateKeeper(self._rules, OneRank(), saver, stop_requested=lambda: False)
+            training.keeper = _TimedKeeper(
+                keeper, saver, self.stalls_s, stop_at=training.state.step + steps
+            )
+            taken = timed(lambda: training.train(epochs=steps))
+        self.saves.append(saver.saves)
+        return taken
+
+    def _writer(self) -> CheckpointWriter:
+        layout, ownership = self._claimed.layout, self._claimed.ownership
+        return CheckpointWriter(
+            layout,
+            choose_machine(ResourcesSpec()),
+            claim=ownership.epoch,
+            check_owner=ownership.check,
+            keep=self._rules.keep,
+            published=published_checkpoints(layout, ownership.claims),
+            resumed=None,
+            best_epoch=self._training.state.best_epoch,
+        )
+
+
+class _CountedSaver:
+    """A writer, and how many checkpoints it was given."""
+
+    def __init__(self, writer: CheckpointWriter) -> None:
+        self.saves = 0
+        self._writer = writer
+
+    @property
+    def is_idle(self) -> bool:
+        """See `batchtrain.training.keeping.Saver`."""
+        return self._writer.is_idle
+
+    def save(self, snapshot: Snapshot, *, wait: bool) -> None:
+        """See `batchtrain.training.keeping.Saver`."""
+        self.saves += 1
+        self._writer.save(snapshot, wait=wait)
+
+
+@dataclass
+class _TimedKeeper:
+    """A keeper whose saves are timed, and that ends a turn after so many steps."""
+
+    keeper: StateKeeper
+    saver: _CountedSaver
+    stalls_s: list[float]
+    stop_at: int
+
+    def goes_on(self, state: TrainState, losses: StepLosses) -> bool:
+        """See `batchtrain.training.loop.Keeper`."""
+        saves, started = self.saver.saves, perf_counter()
+        self.keeper.goes_on(state, losses)
+        if self.saver.saves > saves:
+            self.stalls_s.append(perf_counter() - started)
+        return state.step < self.stop_at
+
+
+def _show_checkpoints(case: SavingCase, part: Part, savers: dict[str, Saving], steps: int) -> None:
+    lines = []
+    for each in part.found:
+        saver = savers[each.ours]
+        pairs = zip(part.taken[each.ours], part.taken[NONE], strict=True)
+        saves = saver.saves[-each.rounds :]
+        lost_s = [
+            (ours.wall_s - none.wall_s) / max(1, number)
+            for (ours, none), number in zip(pairs, saves, strict=True)
+        ]
+        stalls = Spread.of([1e3 * seconds for seconds in saver.stalls_s or [float("nan")]])
+        lost = Spread.of([1e3 * seconds for seconds in lost_s])
+        lines.append(
+            [
+                f"{each.ours} / none",
+                f"{sum(saves) / each.rounds:.1f}",
+                f"{each.wall:.3f}",
+                f"{each.cpu:.3f}",
+                f"{stalls:.1f}",
+                f"{lost:.1f}",
+                f"{lost.median / 1e3 / GOAL_SECONDS:.2%}",
+            ]
+        )
+    none = Spread.of([run.wall_s for run in part.taken[NONE]])
+    title = (
+        f"Checkpoints: {case.network.name} ({savers[NONE].num_parameters:,} parameters), batch "
+        f"{case.batch_rows}, {steps} steps of {1e3 * none.median / steps:.2f} ms, "
+        f"{len(part.taken[NONE])} rounds"
+    )
+    columns = ["", "saves", "times as long", "by CPU time", "stands still, ms", "loses, ms"]
+    show(title, [*columns, "so every 10 s"], lines)
+
+
+def _show_synchronous(case: SavingCase, saver: Saving) -> None:
+    copied, to_bytes, whole = zip(*saver.saved_and_waited_for(), strict=True)
+    names = ("copy of the state", "copy as bytes", "all: copied, written, published")
+    lines = []
+    for name, runs in zip(names, (copied, to_bytes, whole), strict=True):
+        wall = Spread.of([1e3 * run.wall_s for run in runs])
+        cpu = Spread.of([1e3 * run.cpu_s for run in runs])
+        lines.append([name, f"{wall:.1f}", f"{cpu:.1f}"])
+    title = f"One save that is waited for: {case.network.name}, {saver.newest_bytes:,} bytes"
+    show(title, ["", "ms", "CPU ms"], lines)
