@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from unittest import mock
@@ -20,7 +20,9 @@ from batchtrain.training import gradients
 from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.ranks import OneRank
 from benchmarks.exactness_loops import (
+    LARGE,
     SMALL,
+    TINY,
     Effort,
     GoesOn,
     OurTraining,
@@ -33,7 +35,8 @@ from benchmarks.exactness_loops import (
     shown,
 )
 from benchmarks.exactness_ranks import measure_canonical, measure_ranks
-from benchmarks.exactness_saving import measure_checkpoints, measure_resume
+from benchmarks.exactness_resume import measure_resume
+from benchmarks.exactness_saving import measure_checkpoints
 from benchmarks.paired import (
     Contender,
     Spread,
@@ -48,8 +51,8 @@ from benchmarks.training_loops import made_rows
 
 __all__ = ["PARTS", "main"]
 
-FULL = Effort(rounds=7, share=1.0)
-QUICK = Effort(rounds=1, share=0.005)
+FULL = Effort(rounds=7, share=1.0, networks=(SMALL, LARGE))
+QUICK = Effort(rounds=1, share=0.005, networks=(SMALL, TINY))
 CALLS = 2_000
 
 EXACT, PLAIN, RANDPERM = "exact", "plain", "torch.randperm"
@@ -170,10 +173,10 @@ def _randperm(num_rows: int) -> Contender:
     return lambda: timed(lambda: torch.randperm(num_rows))
 
 
-@contextmanager
-def _dropout_not_seeded() -> Iterator[None]:
-    with mock.patch.object(gradients, "_seed_dropout", lambda _seed, _device: None):
-        yield
+def _dropout_not_seeded() -> AbstractContextManager[object]:
+    def nothing(_seed: int, _device: torch.device) -> None: ...
+
+    return mock.patch.object(gradients, "_seed_dropout", nothing)
 
 
 def _show_pieces(plan: TrainingPlan, epoch_cpu_s: float) -> None:

@@ -35,6 +35,7 @@ from benchmarks.training_loops import NUM_FEATURES, OPTIMIZER, SEED, NowhereToSa
 __all__ = [
     "LARGE",
     "SMALL",
+    "TINY",
     "Effort",
     "GoesOn",
     "Network",
@@ -49,36 +50,6 @@ __all__ = [
 ]
 
 MAX_EPOCHS = 10_000
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How much to measure.
-
-    Attributes:
-        rounds: Paired rounds that count; where a round is short, there are more.
-        share: Of the rows.
-    """
-
-    rounds: int
-    share: float
-
-    def rows(self, num_rows: int, *, at_least: int) -> int:
-        """So many rows, or fewer for a quick look."""
-        return max(at_least, int(num_rows * self.share))
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one case gave.
-
-    Attributes:
-        taken: By contender, each round.
-        found: The ratios.
-    """
-
-    taken: Mapping[str, Sequence[Taken]]
-    found: Sequence[Comparison] = ()
 
 
 @dataclass(frozen=True)
@@ -98,8 +69,41 @@ class Network:
         return build_model(MlpModel(kind="mlp", hidden=self.hidden, dropout=0.0), inputs, seed=SEED)
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much to measure.
+
+    Attributes:
+        rounds: Paired rounds that count; where a round is short, there are more.
+        share: Of the rows.
+        networks: A small one and a large one.
+    """
+
+    rounds: int
+    share: float
+    networks: tuple[Network, Network]
+
+    def rows(self, num_rows: int, *, at_least: int) -> int:
+        """So many rows, or fewer for a quick look."""
+        return max(at_least, int(num_rows * self.share))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one case gave.
+
+    Attributes:
+        taken: By contender, each round.
+        found: The ratios.
+    """
+
+    taken: Mapping[str, Sequence[Taken]]
+    found: Sequence[Comparison] = ()
+
+
 SMALL = Network((128, 64))
-LARGE = Network((2048, 2048, 384))
+LARGE = Network((2048, 2048, 384))  # 5 million parameters
+TINY = Network((64, 64))
 
 
 def made_order(num_rows: int, lanes: int = 1) -> RowOrder:

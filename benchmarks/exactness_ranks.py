@@ -25,7 +25,6 @@ from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.ranks import GlooRanks
 from batchtrain.training.worker import ResidentSplit
 from benchmarks.exactness_loops import (
-    LARGE,
     SMALL,
     Effort,
     GoesOn,
@@ -86,7 +85,7 @@ def measure_ranks(effort: Effort) -> dict[str, Part]:
         title = f"Two ranks: {SMALL.name}, batch {batch_rows}, {num_rows:,} rows, times as long"
         steps = made_plan(num_rows, batch_rows).steps_per_epoch
         shown(title, part.taken, part.found, steps=steps)
-    _show_starts({name: parts[f"two ranks, start of {name.name}"] for name in (SMALL, LARGE)})
+    _show_starts({name: parts[f"two ranks, start of {name.name}"] for name in effort.networks})
     return parts
 
 
@@ -103,7 +102,7 @@ def _measured_in_a_rank(
     points.listen(None)
     rows = made_rows(num_rows)
     cases: dict[str, dict[str, Contender]] = {
-        f"start of {network.name}": _starts(network, rows) for network in (SMALL, LARGE)
+        f"start of {network.name}": _starts(network, rows) for network in effort.networks
     }
     for batch_rows in BATCHES:
         cases[_case(batch_rows)] = _loops(rows, made_plan(num_rows, batch_rows), ranks)

@@ -21,7 +21,7 @@ from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec, load_spec
 from batchtrain.storage import FolderStorage
 from batchtrain.training.stage import train
-from benchmarks.exactness_loops import LARGE, SMALL, Effort, Network, Part
+from benchmarks.exactness_loops import Effort, Network, Part
 from benchmarks.paired import Contender, Spread, Taken, compare, run_in_turns, show
 from benchmarks.training_loops import made_rows
 
@@ -37,7 +37,7 @@ def measure_resume(effort: Effort) -> dict[str, Part]:
     """The time from the call of `train` to its first step: resumed, and from the beginning."""
     parts, lines = {}, []
     num_rows = effort.rows(NUM_ROWS, at_least=1000)
-    for network in (SMALL, LARGE):
+    for network in effort.networks:
         with tempfile.TemporaryDirectory() as folder:
             starts = Starts(Path(folder), network, num_rows)
             contenders: dict[str, Contender] = {FRESH: starts.fresh, RESUMED: starts.resumed}

@@ -46,15 +46,15 @@ SYNCHRONOUS_SAVES = 9
 
 @dataclass(frozen=True)
 class SavingCase:
-    """A model, and a turn of so many steps: a multiple of 100."""
+    """The rows of an epoch and of a batch, and a turn of so many steps: a multiple of 100."""
 
-    network: Network
     num_rows: int
     batch_rows: int
     steps: int
 
 
-CASES = (SavingCase(SMALL, 1_000_000, 1024, 2000), SavingCase(LARGE, 100_000, 32, 100))
+CASES = (SavingCase(1_000_000, 1024, 2000), SavingCase(100_000, 32, 100))
+"""Of the small network and of the large one."""
 
 
 def measure_checkpoints(effort: Effort) -> dict[str, Part]:

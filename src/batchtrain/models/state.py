@@ -88,7 +88,7 @@ def load_optimizer(
         if name not in index_of:
             raise _differs(f"state for parameters {sorted(index_of)}", f"{key!r}")
         _check_tensor(key, value, parameters[name])
-        state.setdefault(index_of[name], {})[kind] = value.clone()
+        state.setdefault(index_of[name], {})[kind] = _laid_out(kind, value, parameters[name])
     optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
@@ -154,6 +154,13 @@ def _check_tensor(key: str, value: Tensor, parameter: nn.Parameter) -> None:
             f"{dtype} of shape {list(shape)} for {key!r}",
             f"{value.dtype} of shape {list(value.shape)}",
         )
+
+
+def _laid_out(kind: str, value: Tensor, parameter: nn.Parameter) -> Tensor:
+    """A copy that lies in memory as its parameter does, which the fused kernels take for granted."""
+    if kind == "step":
+        return value.clone()
+    return torch.empty_like(parameter, device=value.device).copy_(value)
 
 
 def _differs(expected: str, found: str) -> ArtifactError:

@@ -68,16 +68,27 @@ class Surroundings:
 
 
 class PointCounter:
-    """Counts the points that this process passes; it costs about as much as a call."""
+    """Counts the points that this process passes; it costs about as much as a call.
+
+    Attributes:
+        passed: Those of the main thread, which tell who waits for whom: all ranks pass the same.
+        last: The name of the last of them.
+        beside: Those of other threads, such as the one in which rank 0 writes checkpoints. They
+            are progress, and no other rank passes them.
+    """
 
     def __init__(self) -> None:
         self.passed = 0
         self.last = ""
+        self.beside = 0
 
     def __call__(self, name: str) -> None:
         """A point is passed."""
-        self.passed += 1
-        self.last = name
+        if threading.current_thread() is threading.main_thread():
+            self.passed += 1
+            self.last = name
+        else:
+            self.beside += 1
 
 
 _counter = PointCounter()
@@ -166,7 +177,8 @@ class _Messenger:
 
 
 def _encoded(message: dict[str, Any]) -> bytes:
-    return json.dumps({**message, "passed": _counter.passed, "last": _counter.last}).encode()
+    standing = {"passed": _counter.passed, "last": _counter.last, "beside": _counter.beside}
+    return json.dumps({**message, **standing}).encode()
 
 
 class _Leash:

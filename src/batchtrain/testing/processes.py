@@ -111,6 +111,7 @@ class _Member:
     connection: Connection
     heard: float = field(default_factory=time.monotonic)
     passed: int = 0
+    beside: int = 0
     last: str = ""
     returned: list[Any] = field(default_factory=list)
     outcome: Failure | int | None = None
@@ -191,9 +192,11 @@ class _Supervisor:
     def _take(self, member: _Member, message: dict[str, Any]) -> None:
         kind = message["kind"]
         member.heard = time.monotonic()
-        if kind != "heartbeat" or message["passed"] != member.passed:
+        counts = message["passed"], message["beside"]
+        if kind != "heartbeat" or counts != (member.passed, member.beside):
             self._moved = member.heard
-        member.passed, member.last = message["passed"], message["last"]
+        member.passed, member.beside = counts
+        member.last = message["last"]
         if kind == "heartbeat":
             note = self._slow.add(member.rank, message["tick"], member.passed)
             if note is not None and all(each.is_open for each in self._members):

@@ -112,7 +112,7 @@ def _train(
     listener = PointFaults.parse(faults.get(ranks.rank, ""))
     listen_too(listener)
     with stop_on_signals() as stop_requested:
-        train_rank(task, ranks, _Reported(report), stop_requested)
+        train_rank(task, ranks, _Reported(report), stop_requested, save_last=True)
     return {"passed": dict(listener.passed)}
 
 

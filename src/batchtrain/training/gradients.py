@@ -159,30 +159,37 @@ class _InGroups:
             passed("step.backward")
             found.append(gradients)
             values.append(value.detach())
-        total_P = self._sum_of_groups([_flat(each, trained) for each in found]) / rows
-        sizes = [each.numel() for each in trained]
-        for each, used, part in zip(trained, found[0], total_P.split(sizes), strict=True):
+        total_P, used = self._sum_of_groups(found, trained)
+        parts = (total_P / rows).split([each.numel() for each in trained])
+        for each, is_used, part in zip(trained, used, parts, strict=True):
             # A parameter that the loss does not use has no gradient, as with `order`; the others
             # have one that lies in memory as they do, which the fused kernels take for granted.
-            each.grad = (
-                None if used is None else torch.empty_like(each).copy_(part.view(each.shape))
-            )
+            each.grad = torch.empty_like(each).copy_(part.view(each.shape)) if is_used else None
         return torch.stack(values)
 
     def loss_divisor(self, rows: int) -> float:
         """See `Gradients.loss_divisor`."""
         return rows
 
-    def _sum_of_groups(self, mine_P: list[Tensor]) -> Tensor:
-        """The sum over the groups of all ranks, always in the order of the groups: [P]."""
+    def _sum_of_groups(
+        self, mine: list[tuple[Tensor | None, ...]], trained: list[nn.Parameter]
+    ) -> tuple[Tensor, list[bool]]:
+        """Add up the groups of all ranks, always in the order of the groups.
+
+        Returns:
+            The sum: [P]. And for each parameter, whether the loss of any group uses it: the
+            groups of one rank may use others than those of the next.
+        """
         size = self._ranks.size
         most = -(-CANONICAL_GROUPS // size)
+        mine_P = [_flat(each, trained) for each in mine]
         mine_GP = torch.stack([*mine_P, *[torch.zeros_like(mine_P[0])] * (most - len(mine_P))])
         total_P = torch.zeros_like(mine_P[0])
         for rank, gathered_GP in enumerate(self._ranks.gather_tensor(mine_GP)):
             for place in range(len(_held(size, rank))):
                 total_P += gathered_GP[place]
-        return total_P
+        sum_P, uses = total_P.split([len(total_P) - len(trained), len(trained)])
+        return sum_P, [count > 0 for count in uses.tolist()]
 
 
 def _held(size: int, rank: int) -> range:
@@ -191,13 +198,15 @@ def _held(size: int, rank: int) -> range:
 
 
 def _flat(gradients: tuple[Tensor | None, ...], trained: list[nn.Parameter]) -> Tensor:
-    """The gradients of all parameters in one row, zeros where there is none: [P]."""
-    return torch.cat(
-        [
-            (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
-            for gradient, parameter in zip(gradients, trained, strict=True)
-        ]
-    )
+    """The gradients of all parameters in one row, zeros where there is none; and which there are.
+
+    The marks are behind the gradients, a 1 or a 0 for each parameter.
+    """
+    flat = [
+        (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
+        for gradient, parameter in zip(gradients, trained, strict=True)
+    ]
+    return torch.cat([*flat, flat[0].new_tensor([each is not None for each in gradients])])
 
 
 def _dropout_seed(seed: int, part: int) -> int:

@@ -102,11 +102,21 @@ class TrainTask:
 
 
 def train_rank(
-    task: TrainTask, ranks: Ranks, progress: Progress, stop_requested: Callable[[], bool]
+    task: TrainTask,
+    ranks: Ranks,
+    progress: Progress,
+    stop_requested: Callable[[], bool],
+    *,
+    save_last: bool,
 ) -> TrainState:
     """Train one rank to the end; rank 0 writes the checkpoints and the event files.
 
-    With several ranks the last state is a checkpoint too, for whoever launched them.
+    Args:
+        task: What to train.
+        ranks: Which of how many this is.
+        progress: Hears of the training.
+        stop_requested: Whether somebody asked this rank for a stop.
+        save_last: Whether the last state is a checkpoint too, for a launcher in another process.
 
     Raises:
         InterruptedRunError: If a rank was asked to stop; a checkpoint is published then.
@@ -138,8 +148,10 @@ def train_rank(
             raise _interrupted(state, task)
         if ranks.size > 1:
             _check_same_weights(state, ranks)
-            if writer is not None:
-                writer.save(state.snapshot(), wait=True)
+        if save_last and writer is not None:
+            writer.save(state.snapshot(), wait=True)
+    # A rank that returned while rank 0 still writes would seem to have ended early.
+    ranks.gather(None)
     return state
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 import warnings
@@ -64,18 +65,17 @@ class TensorBoardLog:
 
     def graph(self, model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         """Draw the model; one that cannot be traced is left out with a warning in the log."""
-        was_training = model.training
-        model.eval()
         with warnings.catch_warnings():
             # The tracer of torch is deprecated and has no successor that TensorBoard reads.
             warnings.simplefilter("ignore")
             try:
                 # add_graph would check the trace, and for that import a second of compilers.
-                traced = torch.jit.trace(model, inputs, check_trace=False)
+                # A copy, since a forward may change buffers, and other ranks draw nothing.
+                drawn = copy.deepcopy(model).eval()
+                traced = torch.jit.trace(drawn, inputs, check_trace=False)
                 self._writer.add_graph(traced, inputs)
             except Exception as error:  # noqa: BLE001 - a drawing must not end a training
                 self._writer.add_text("graph", f"the model could not be traced: {error}")
-        model.train(was_training)
 
     def steps(self, first_step: int, losses: Sequence[float]) -> None:
         """Take the losses of consecutive steps; they are written within about a second."""

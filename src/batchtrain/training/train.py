@@ -39,7 +39,7 @@ class OneProcess:
         self, task: TrainTask, progress: Progress, stop_requested: Callable[[], bool]
     ) -> TrainState:
         """See `Launcher`."""
-        return train_rank(task, OneRank(), progress, stop_requested)
+        return train_rank(task, OneRank(), progress, stop_requested, save_last=False)
 
 
 def train_model(
