@@ -25,7 +25,7 @@ from batchtrain.training.machine import choose_machine
 from batchtrain.training.ranks import OneRank
 from batchtrain.training.saving import CheckpointWriter
 from batchtrain.training.state import Snapshot, TrainState
-from benchmarks.exactness_loops import LARGE, SMALL, Effort, Network, OurTraining, Part, made_plan
+from benchmarks.exactness_loops import Effort, Network, OurTraining, Part, made_plan
 from benchmarks.paired import Contender, Spread, Taken, compare, run_in_turns, show, timed
 from benchmarks.training_loops import made_rows
 
@@ -46,27 +46,22 @@ SYNCHRONOUS_SAVES = 9
 
 @dataclass(frozen=True)
 class SavingCase:
-    """The rows of an epoch and of a batch, and a turn of so many steps: a multiple of 100."""
+    """A network, its rows and batches, and how many steps a turn has: a multiple of 100."""
 
+    network: Network
     num_rows: int
     batch_rows: int
     steps: int
 
 
-CASES = (SavingCase(1_000_000, 1024, 2000), SavingCase(100_000, 32, 100))
-"""Of the small network and of the large one."""
-
-
 def measure_checkpoints(effort: Effort) -> dict[str, Part]:
     """The loop with checkpoints every second and every 100 steps, against the loop without."""
     parts = {}
-    for case in CASES:
-        num_rows = effort.rows(case.num_rows, at_least=4 * case.batch_rows)
-        steps = case.steps if effort.share == 1 else 100
-        rows = made_rows(num_rows)
+    for case in _cases(effort):
+        rows = made_rows(case.num_rows)
         with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
             savers = {
-                name: Saving(case, rows, rules, steps, _claimed(Path(folder) / name, stack))
+                name: Saving(case, rows, rules, _claimed(Path(folder) / name, stack))
                 for name, rules in RULES.items()
             }
             contenders: dict[str, Contender] = dict(savers)
@@ -76,15 +71,22 @@ def measure_checkpoints(effort: Effort) -> dict[str, Part]:
                 for name in (BY_TIME, BY_STEPS)
             ]
             part = Part(taken, found)
-            _show_checkpoints(case, part, savers, steps)
+            _show_checkpoints(case, part, savers)
             _show_synchronous(case, savers[BY_STEPS])
         parts[f"checkpoints, {case.network.name}"] = part
     print(
-        "Each contender takes the same steps a round, with the keeper and the writer of a run; "
-        '"stands still" is the time\ninside the keeper when it saves, "loses" is what the round '
-        "took longer than the one without, a checkpoint.\n"
+        "Each contender takes the same steps a round, with the keeper and the writer of a run. "
+        '"still" is the time in the\nkeeper at a look that saves; "loses" is what the round took '
+        "longer than the one without, a checkpoint.\n"
     )
     return parts
+
+
+def _cases(effort: Effort) -> tuple[SavingCase, SavingCase]:
+    small, large = effort.networks
+    if effort.share < 1:
+        return SavingCase(small, 20_000, 1024, 100), SavingCase(large, 20_000, 32, 100)
+    return SavingCase(small, 1_000_000, 1024, 2000), SavingCase(large, 100_000, 32, 100)
 
 
 @dataclass(frozen=True)
@@ -115,14 +117,13 @@ class Saving:
         case: SavingCase,
         rows: SplitRows,
         rules: CheckpointSpec,
-        steps: int,
         claimed: _Claimed,
     ) -> None:
         """Take the first steps."""
         self.saves: list[int] = []
         self.stalls_s: list[float] = []
         self._rules = rules
-        self._steps = steps
+        self._steps = case.steps
         self._claimed = claimed
         plan = made_plan(len(rows), case.batch_rows)
         self._training = OurTraining(rows, plan, case.network)
@@ -220,37 +221,36 @@ class _TimedKeeper:
         return state.step < self.stop_at
 
 
-def _show_checkpoints(case: SavingCase, part: Part, savers: dict[str, Saving], steps: int) -> None:
+def _show_checkpoints(case: SavingCase, part: Part, savers: dict[str, Saving]) -> None:
     lines = []
     for each in part.found:
         saver = savers[each.ours]
-        pairs = zip(part.taken[each.ours], part.taken[NONE], strict=True)
         saves = saver.saves[-each.rounds :]
-        lost_s = [
-            (ours.wall_s - none.wall_s) / max(1, number)
-            for (ours, none), number in zip(pairs, saves, strict=True)
-        ]
+        turns = zip(part.taken[each.ours], part.taken[NONE], saves, strict=True)
+        lost = Spread.of(
+            [1e3 * (ours.wall_s - none.wall_s) / number for ours, none, number in turns if number]
+            or [float("nan")]
+        )
         stalls = Spread.of([1e3 * seconds for seconds in saver.stalls_s or [float("nan")]])
-        lost = Spread.of([1e3 * seconds for seconds in lost_s])
         lines.append(
             [
-                f"{each.ours} / none",
+                each.ours,
                 f"{sum(saves) / each.rounds:.1f}",
                 f"{each.wall:.3f}",
                 f"{each.cpu:.3f}",
-                f"{stalls:.1f}",
+                f"{stalls.median:.1f}",
                 f"{lost:.1f}",
                 f"{lost.median / 1e3 / GOAL_SECONDS:.2%}",
             ]
         )
     none = Spread.of([run.wall_s for run in part.taken[NONE]])
     title = (
-        f"Checkpoints: {case.network.name} ({savers[NONE].num_parameters:,} parameters), batch "
-        f"{case.batch_rows}, {steps} steps of {1e3 * none.median / steps:.2f} ms, "
-        f"{len(part.taken[NONE])} rounds"
+        f"Checkpoints against none: {case.network.name}, {savers[NONE].num_parameters:,} "
+        f"parameters, batch {case.batch_rows}, {case.steps} steps of "
+        f"{1e3 * none.median / case.steps:.2f} ms, {len(part.taken[NONE])} rounds"
     )
-    columns = ["", "saves", "times as long", "by CPU time", "stands still, ms", "loses, ms"]
-    show(title, [*columns, "so every 10 s"], lines)
+    columns = ["", "saves", "times as long", "by CPU time", "still, ms", "loses, ms", "every 10 s"]
+    show(title, columns, lines)
 
 
 def _show_synchronous(case: SavingCase, saver: Saving) -> None:

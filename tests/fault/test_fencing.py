@@ -1,4 +1,4 @@
-"""Two processes that write one run: the later one wins, and the result is as if it had been alone."""
+"""Two processes write one run: the later one wins, and the result is as if it had been alone."""
 
 from __future__ import annotations
 

@@ -157,7 +157,7 @@ def _check_tensor(key: str, value: Tensor, parameter: nn.Parameter) -> None:
 
 
 def _laid_out(kind: str, value: Tensor, parameter: nn.Parameter) -> Tensor:
-    """A copy that lies in memory as its parameter does, which the fused kernels take for granted."""
+    """A copy that lies in memory as its parameter does, as the fused kernels expect."""
     if kind == "step":
         return value.clone()
     return torch.empty_like(parameter, device=value.device).copy_(value)

@@ -10,6 +10,7 @@ Shapes: G groups, P parameters, B rows of a part, K outputs.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -172,7 +173,7 @@ class _InGroups:
         return rows
 
     def _sum_of_groups(
-        self, mine: list[tuple[Tensor | None, ...]], trained: list[nn.Parameter]
+        self, mine: Sequence[tuple[Tensor | None, ...]], trained: list[nn.Parameter]
     ) -> tuple[Tensor, list[bool]]:
         """Add up the groups of all ranks, always in the order of the groups.
 
