@@ -236,8 +236,8 @@ def _show_checkpoints(case: SavingCase, part: Part, savers: dict[str, Saving]) -
             [
                 each.ours,
                 f"{sum(saves) / each.rounds:.1f}",
-                f"{each.wall:.3f}",
-                f"{each.cpu:.3f}",
+                f"{each.wall:.2f}",
+                f"{each.cpu:.2f}",
                 f"{stalls.median:.1f}",
                 f"{lost:.1f}",
                 f"{lost.median / 1e3 / GOAL_SECONDS:.2%}",

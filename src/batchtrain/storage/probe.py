@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from batchtrain.errors import StorageError
 from batchtrain.storage.base import Storage
+from batchtrain.storage.locking import OwnLock
 from batchtrain.storage.retrying import RetryingStorage
 
 __all__ = ["ProbedStorage", "probe_storage"]
@@ -112,15 +111,7 @@ class ProbedStorage:
         self.inner = RetryingStorage(storage)
         self._quick = RetryingStorage(storage, limit=PROBE_LIMIT_S)
         self._is_probed = False
-        self._probing = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the lock, which does not cross process borders."""
-        return {name: value for name, value in vars(self).items() if name != "_probing"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._probing = threading.Lock()
+        self._probing = OwnLock()
 
     def url(self, key: str = "") -> str:
         """See `Storage.url`."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from batchtrain.errors import StorageUnavailableError
 from batchtrain.storage.base import Storage
+from batchtrain.storage.locking import OwnLock
 
 __all__ = ["RetryingStorage"]
 
@@ -54,15 +54,7 @@ class RetryingStorage:
         self._limit = limit
         self._sleep = sleep
         self._clock = clock
-        self._counting = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the lock, which does not cross process borders."""
-        return {name: value for name, value in vars(self).items() if name != "_counting"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._counting = threading.Lock()
+        self._counting = OwnLock()
 
     def url(self, key: str = "") -> str:
         """See `Storage.url`."""

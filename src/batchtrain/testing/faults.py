@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Literal, TypeVar, get_args
 
 from batchtrain.errors import StorageError, StorageUnavailableError
 from batchtrain.storage import Storage
+from batchtrain.storage.locking import OwnLock
 
 __all__ = [
     "Action",
@@ -118,15 +118,7 @@ class FaultStorage:
         self.inner = inner
         self.faults = tuple(faults)
         self.calls: list[Call] = []
-        self._counting = threading.Lock()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the lock, which does not cross process borders."""
-        return {name: value for name, value in vars(self).items() if name != "_counting"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._counting = threading.Lock()
+        self._counting = OwnLock()
 
     def url(self, key: str = "") -> str:
         """See `Storage.url`; it asks nobody, so it is not counted."""
@@ -270,7 +262,7 @@ class PointFaults:
     def __init__(self, faults: Sequence[PointFault] = ()) -> None:
         self.faults = tuple(faults)
         self.passed: Counter[str] = Counter()
-        self._counting = threading.Lock()
+        self._counting = OwnLock()
 
     @classmethod
     def parse(cls, text: str) -> PointFaults:
@@ -280,14 +272,6 @@ class PointFaults:
     def __str__(self) -> str:
         """The text that `parse` reads; what was counted is not in it."""
         return ",".join(map(str, self.faults))
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Everything but the lock, which does not cross process borders."""
-        return {name: value for name, value in vars(self).items() if name != "_counting"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        self._counting = threading.Lock()
 
     def __call__(self, name: str) -> None:
         """Count one pass of a point, and strike if a fault is meant for it."""
