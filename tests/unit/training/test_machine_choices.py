@@ -67,7 +67,7 @@ class TwoRanksInName:
         self, task: TrainTask, progress: Progress, stop_requested: Callable[[], bool]
     ) -> TrainState:
         self.tasks.append(task)
-        return train_rank(task, OneRank(), progress, stop_requested)
+        return train_rank(task, OneRank(), progress, stop_requested, save_last=False)
 
 
 @dataclass
