@@ -5,8 +5,7 @@ Two ranks want two cores. What they take is the time of the slower one, and the 
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from batchtrain.models.losses import make_loss
 from batchtrain.testing.child import Report, listen_too
 from batchtrain.testing.gloo import run_gloo
 from batchtrain.training.ddp import exact_ddp
+from batchtrain.training.keeping import LOOK_SECONDS
 from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.ranks import GlooRanks
 from batchtrain.training.worker import ResidentSplit
@@ -48,6 +48,8 @@ EXACT, NO_LOOKS, CANONICAL, PLAIN = "exact", "no looks", "canonical", "plain DDP
 PAIRS = ((EXACT, PLAIN), (EXACT, NO_LOOKS), (CANONICAL, EXACT))
 ORDER = "order"
 DDP, EXACT_DDP = "DDP", "exact_ddp"
+LOOKS = "looks"
+NUM_LOOKS = 100
 
 
 def measure_canonical(effort: Effort) -> dict[str, Part]:
@@ -77,7 +79,7 @@ def measure_ranks(effort: Effort) -> dict[str, Part]:
     parts = {}
     for case, contenders in documents.items():
         taken = {name: [Taken(**each) for each in runs] for name, runs in contenders.items()}
-        pairs = ((EXACT_DDP, DDP),) if case.startswith("start") else PAIRS
+        pairs = [pair for pair in (*PAIRS, (EXACT_DDP, DDP)) if set(pair) <= set(taken)]
         found = [compare(taken, ours=ours, theirs=theirs, as_speed=False) for ours, theirs in pairs]
         parts[f"two ranks, {case}"] = Part(taken, found)
     for batch_rows in BATCHES:
@@ -85,6 +87,7 @@ def measure_ranks(effort: Effort) -> dict[str, Part]:
         title = f"Two ranks: {SMALL.name}, batch {batch_rows}, {num_rows:,} rows, times as long"
         steps = made_plan(num_rows, batch_rows).steps_per_epoch
         shown(title, part.taken, part.found, steps=steps)
+    _show_looks(parts[f"two ranks, {LOOKS}"].taken[LOOKS])
     _show_starts({name: parts[f"two ranks, start of {name.name}"] for name in effort.networks})
     return parts
 
@@ -104,6 +107,7 @@ def _measured_in_a_rank(
     cases: dict[str, dict[str, Contender]] = {
         f"start of {network.name}": _starts(network, rows) for network in effort.networks
     }
+    cases[LOOKS] = {LOOKS: partial(_looks, ranks)}
     for batch_rows in BATCHES:
         cases[_case(batch_rows)] = _loops(rows, made_plan(num_rows, batch_rows), ranks)
     found = {}
@@ -112,7 +116,8 @@ def _measured_in_a_rank(
             name: partial(_together, contender, ranks, report)
             for name, contender in contenders.items()
         }
-        rounds = STARTS if case.startswith("start") and effort.rounds > 1 else effort.rounds
+        is_short = case.startswith("start") or case == LOOKS
+        rounds = STARTS if is_short and effort.rounds > 1 else effort.rounds
         taken = run_in_turns(together, rounds=rounds)
         found[case] = {name: [asdict(each) for each in runs] for name, runs in taken.items()}
     listen_too(None)
@@ -122,7 +127,6 @@ def _measured_in_a_rank(
 def _together(contender: Contender, ranks: GlooRanks, report: Report) -> Taken:
     """Run a contender on all ranks at once: the time of the slowest, the CPU time of all."""
     report({})
-    gc.collect()
     ranks.gather("here")
     mine = contender()
     everyone = [Taken(**each) for each in ranks.gather(asdict(mine))]
@@ -159,6 +163,24 @@ def _starts(network: Network, rows: SplitRows) -> dict[str, Contender]:
         DDP: partial(start, _plain_ddp),
         EXACT_DDP: partial(start, partial(exact_ddp, backward=backward)),
     }
+
+
+def _looks(ranks: GlooRanks) -> Taken:
+    """What the ranks say to each other at so many looks."""
+
+    def looks() -> None:
+        for step in range(NUM_LOOKS):
+            ranks.gather({"stop": 0, "save": 0, "look_at": step})
+
+    return timed(looks)
+
+
+def _show_looks(runs: Sequence[Taken]) -> None:
+    each_us = Spread.of([1e6 * run.wall_s / NUM_LOOKS for run in runs])
+    share = each_us.median / 1e6 / LOOK_SECONDS
+    print(
+        f"A look of two ranks takes {each_us:.0f} us; every {LOOK_SECONDS} s that is {share:.2%}\n"
+    )
 
 
 def _show_starts(parts: Mapping[Network, Part]) -> None:

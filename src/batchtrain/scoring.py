@@ -5,8 +5,7 @@ Shapes: n rows of a block, F numeric features, C categorical columns, K columns 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 
 from batchtrain.artifacts.artifact import Artifact
 from batchtrain.errors import ArtifactError
+from batchtrain.models.arithmetic import plain_arithmetic
 from batchtrain.models.build import build_model
 from batchtrain.models.inputs import ModelInputs
 from batchtrain.models.losses import activate
@@ -152,7 +152,8 @@ class Scorer:
     ) -> npt.NDArray[np.float32]:
         """Score rows that are transformed already; float32 `[n, K]`."""
         parts = []
-        with _one_thread(), torch.inference_mode():
+        # How rows are dealt to threads would show in the last bits.
+        with plain_arithmetic(threads=1), torch.inference_mode():
             for start in range(0, max(len(numeric), 1), SCORE_ROWS):
                 stop = min(start + SCORE_ROWS, len(numeric))
                 numeric_BF = torch.zeros(SCORE_ROWS, numeric.shape[1])
@@ -257,14 +258,3 @@ def _model_spec(document: Mapping[str, Any], code: CustomCode, *, where: str) ->
             f"expected a model that this version knows in {where}, found {dict(document)}. "
             "Use the batchtrain version that wrote it"
         ) from error
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Score on one thread: how rows are dealt to threads would show in the last bits."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

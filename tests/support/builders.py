@@ -242,7 +242,7 @@ def stop_training(loaded: LoadedSpec, steps: int) -> InterruptedRunError:
         taken += 1
         return taken == steps
 
-    stopping = patch("batchtrain.training.train.stop_on_signals", lambda: nullcontext(requested))
+    stopping = patch("batchtrain.training.stage.stop_on_signals", lambda: nullcontext(requested))
     with stopping, pytest.raises(InterruptedRunError) as caught:
         run(loaded, last="train")
     return caught.value

@@ -21,10 +21,12 @@ TEMPORARY = ".writing-"
 
 MAY_PASS = frozenset(
     {
-        *(errno.EIO, errno.EREMOTEIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EINTR),
+        *(errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EINTR),
         *(errno.ETIMEDOUT, errno.ECONNREFUSED, errno.ECONNRESET, errno.ECONNABORTED),
         *(errno.ENETDOWN, errno.ENETUNREACH, errno.ENETRESET, errno.EHOSTDOWN),
         *(errno.EHOSTUNREACH, errno.ENOTCONN, errno.ESHUTDOWN, errno.ENOLINK, errno.ENOBUFS),
+        # Linux has one more; nothing else does.
+        getattr(errno, "EREMOTEIO", errno.EIO),
     }
 )
 """Errors that a disk or a file server gives for a while, such as during its restart."""

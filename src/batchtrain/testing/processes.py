@@ -36,6 +36,10 @@ SILENT_SECONDS = 4 * HEARTBEAT_SECONDS
 PAUSE_SECONDS = 5.0
 """Where one look at the clock is so much later than the last, this process was stopped itself."""
 
+UNKNOWN_EXIT_CODE = 255
+"""What multiprocessing says where the server that forked a process is gone, as it is after a
+SIGTERM to the whole process group."""
+
 DUMP_SECONDS = 2.0
 """How long a rank may take to write the stacks of its threads."""
 
@@ -330,7 +334,7 @@ class _Supervisor:
         outcome = member.outcome
         if isinstance(outcome, Failure):
             return outcome.is_interruption
-        return self._asked is not None and outcome == -signal.SIGTERM
+        return self._asked is not None and outcome in {-signal.SIGTERM, UNKNOWN_EXIT_CODE}
 
     def _open(self) -> list[_Member]:
         return [member for member in self._members if member.is_open]

@@ -111,7 +111,7 @@ def _train(
     """One rank, in its process."""
     listener = PointFaults.parse(faults.get(ranks.rank, ""))
     listen_too(listener)
-    with stop_on_signals() as stop_requested:
+    with stop_on_signals(only_first=False) as stop_requested:
         train_rank(task, ranks, _Reported(report), stop_requested, save_last=True)
     return {"passed": dict(listener.passed)}
 

@@ -25,10 +25,14 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
-    """Turn the first Ctrl-C or SIGTERM into a request; a second one acts as it did before.
+def stop_on_signals(*, only_first: bool = True) -> Iterator[StopRequest]:
+    """Turn Ctrl-C or SIGTERM into a request.
 
     Outside the main thread signals cannot be caught, and nothing is.
+
+    Args:
+        only_first: Whether a second one acts as it did before. A rank may hear of one request
+            twice: from whoever signals its whole process group, and from its parent.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -38,6 +42,8 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
     def ask(_number: int, _frame: FrameType | None) -> None:
         request.requested = True
+        if not only_first:
+            return
         for each, handler in before.items():
             signal.signal(each, handler)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import platform
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from batchtrain.errors import ArtifactError, TrainingError
+from batchtrain.models.arithmetic import plain_arithmetic
 from batchtrain.spec.run import ResourcesSpec
 from batchtrain.training.worker import GATHER_ROWS
 from batchtrain.version import __version__
@@ -106,9 +108,10 @@ def choose_machine(resources: ResourcesSpec, *, workers: int = 1) -> MachineChoi
 
 @contextmanager
 def machine_in_force(choices: MachineChoices) -> Iterator[torch.device]:
-    """Set torch's threads and determinism for a block of code, and put them back after it.
+    """Set what torch computes with for a block of code, and put it back after it.
 
     So are the states of torch's random generators: a caller's own draws go on as if nothing ran.
+    All this belongs to the process, so a second thread waits until the first is done.
     """
     devices = [torch.cuda.current_device()] if choices.device == "cuda" else []
     if choices.device == "cuda":
@@ -116,19 +119,25 @@ def machine_in_force(choices: MachineChoices) -> Iterator[torch.device]:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # On one CPU thread nothing can differ, and the call imports a second of compilers.
     is_needed = choices.device == "cuda" or choices.threads > 1
-    threads = torch.get_num_threads()
+    with _one_at_a_time, plain_arithmetic(choices.threads), ExitStack() as stack:
+        if is_needed:
+            stack.enter_context(_deterministic_algorithms())
+        stack.enter_context(torch.random.fork_rng(devices))
+        yield torch.device(choices.device)
+
+
+_one_at_a_time = threading.Lock()
+
+
+@contextmanager
+def _deterministic_algorithms() -> Iterator[None]:
     was_on = torch.are_deterministic_algorithms_enabled()
     was_lenient = torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.set_num_threads(choices.threads)
-    if is_needed:
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(True)
     try:
-        with torch.random.fork_rng(devices):
-            yield torch.device(choices.device)
+        yield
     finally:
-        torch.set_num_threads(threads)
-        if is_needed:
-            torch.use_deterministic_algorithms(was_on, warn_only=was_lenient)
+        torch.use_deterministic_algorithms(was_on, warn_only=was_lenient)
 
 
 def capability_of(device: str) -> str:

@@ -226,8 +226,8 @@ def _watcher(
 def _interrupted(state: TrainState, task: TrainTask) -> InterruptedRunError:
     checkpoint = task.layout.checkpoint(state.step, task.claim)
     return InterruptedRunError(
-        f"stopped in epoch {state.epoch + 1} after step {state.step}; "
-        f"the checkpoint is {task.layout.storage.url(checkpoint)}. "
+        f"stopped after step {state.step}; {state.epoch} of {task.plan.epochs} epochs are done, "
+        f"and the checkpoint is {task.layout.storage.url(checkpoint)}. "
         "Run the same command again to go on from there"
     )
 

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from batchtrain.artifacts import RunLayout, remove_artifacts
+from batchtrain.artifacts.artifact import MANIFEST
 from batchtrain.training.checkpoints import publish_checkpoint
 from batchtrain.training.lineage import CheckpointName, superfluous
 from batchtrain.training.machine import MachineChoices
@@ -117,5 +118,7 @@ class CheckpointWriter:
         self._check_owner()
         protected = [each for each in (self._best, self._resumed) if each is not None]
         for old in superfluous(self._published, keep=self._keep, protected=protected):
+            # By its name, since a listing that lags may show the files without it.
+            self._layout.storage.delete(f"{old.key(self._layout)}/{MANIFEST}")
             remove_artifacts(self._layout.storage, old.key(self._layout))
             self._published.remove(old)

@@ -16,12 +16,13 @@ from batchtrain.artifacts import (
 )
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.trained import TRAINED_MODEL, TrainedModel
-from batchtrain.errors import ArtifactError, OwnershipError, StorageError
+from batchtrain.errors import ArtifactError, InterruptedRunError, OwnershipError, StorageError
 from batchtrain.progress import Progress
 from batchtrain.spec.base import fingerprint_of
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.model import CustomModel
 from batchtrain.storage import Storage
+from batchtrain.training.interrupt import stop_on_signals
 from batchtrain.training.launcher import Launcher
 from batchtrain.training.owner import RunOwner
 
@@ -75,21 +76,28 @@ def train(
             owner=owner,
             launcher=launcher,
             allow_code=allow_code,
+            stop_requested=stop_requested,
         )
 
     with closing(owner):
         if find_artifact(layout.storage, layout.model, TRAINED_MODEL) is None:
             # What is found from here on, nobody else can still be about to publish.
             _claim(owner, layout)
-        artifact, status = reuse_or_build(
-            layout.storage,
-            layout.model,
-            TRAINED_MODEL,
-            inputs=_inputs(loaded, prepared),
-            build=build,
-            check=owner.check,
-        )
+        with stop_on_signals() as stop_requested:
+            artifact, status = reuse_or_build(
+                layout.storage,
+                layout.model,
+                TRAINED_MODEL,
+                inputs=_inputs(loaded, prepared),
+                build=build,
+                check=owner.check,
+            )
     _clean(layout, progress)
+    if stop_requested():
+        raise InterruptedRunError(
+            f"stopped after the training, whose model is {artifact.url}. "
+            "Run the same command again to go on from there"
+        )
     if status == "built" and owner.checkpoint is not None:
         status = "resumed"
     return TrainedModel(artifact), status

@@ -18,7 +18,6 @@ from batchtrain.models.build import describe_model
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.training.checkpoints import recorded_machine
-from batchtrain.training.interrupt import stop_on_signals
 from batchtrain.training.launcher import Launcher
 from batchtrain.training.lineage import FoundCheckpoint, published_checkpoints
 from batchtrain.training.machine import MachineChoices, capability_of, choose_machine
@@ -52,6 +51,7 @@ def train_model(
     owner: RunOwner,
     launcher: Launcher | None,
     allow_code: Sequence[str],
+    stop_requested: Callable[[], bool],
 ) -> Mapping[str, Any]:
     """Train to the end, going on from the newest checkpoint where there is one.
 
@@ -59,31 +59,29 @@ def train_model(
         The manifest's content.
 
     Raises:
-        InterruptedRunError: If Ctrl-C or SIGTERM came; a checkpoint is published then.
+        InterruptedRunError: If a stop was requested; a checkpoint is published then.
         DivergedError: If the loss is no longer a finite number.
     """
     launcher = launcher or OneProcess()
-    with stop_on_signals() as stop_requested:
-        ownership = owner.ownership
-        found = owner.checkpoint
-        choices = choose_machine(loaded.spec.resources, workers=launcher.size)
-        # In canonical mode the number of ranks does not show in a single bit.
-        exact = {"workers"} if loaded.spec.determinism == "canonical" else set()
-        machine, inexact = _machine(choices, layout, found, progress, exact)
-        task = TrainTask(
-            loaded=loaded,
-            prepared=prepared,
-            layout=layout,
-            machine=machine,
-            allow_code=tuple(allow_code),
-            claim=ownership.epoch,
-            token=ownership.token,
-            published=tuple(published_checkpoints(layout, ownership.claims)),
-            resumed=found.name if found else None,
-            digest=found.artifact.manifest.digest if found else "",
-            inexact=tuple(inexact),
-        )
-        state: TrainState = launcher(task, progress, stop_requested)
+    ownership, found = owner.ownership, owner.checkpoint
+    choices = choose_machine(loaded.spec.resources, workers=launcher.size)
+    # In canonical mode the number of ranks does not show in a single bit.
+    exact = {"workers"} if loaded.spec.determinism == "canonical" else set()
+    machine, inexact = _machine(choices, layout, found, progress, exact)
+    task = TrainTask(
+        loaded=loaded,
+        prepared=prepared,
+        layout=layout,
+        machine=machine,
+        allow_code=tuple(allow_code),
+        claim=ownership.epoch,
+        token=ownership.token,
+        published=tuple(published_checkpoints(layout, ownership.claims)),
+        resumed=found.name if found else None,
+        digest=found.artifact.manifest.digest if found else "",
+        inexact=tuple(inexact),
+    )
+    state: TrainState = launcher(task, progress, stop_requested)
     return _write(state, task, draft)
 
 

@@ -22,7 +22,7 @@ from torch import nn
 from batchtrain import points
 from batchtrain.artifacts import RunLayout, remove_artifacts
 from batchtrain.artifacts.artifact import MANIFEST
-from batchtrain.artifacts.ownership import Claim, Continues, on_chain
+from batchtrain.artifacts.ownership import Claim, Continues, on_chain, read_claims
 from batchtrain.artifacts.process_identity import this_process
 from batchtrain.artifacts.trained import TrainedModel
 from batchtrain.errors import (
@@ -108,7 +108,7 @@ class Runner:
         heard = Notes()
         self.notes = heard.texts
         stopping = patch(
-            "batchtrain.training.train.stop_on_signals", lambda: nullcontext(requested)
+            "batchtrain.training.stage.stop_on_signals", lambda: nullcontext(requested)
         )
         with stopping if stop_after is not None else nullcontext():
             trained, self.status = train(
@@ -601,6 +601,7 @@ def test_r33_what_a_writer_publishes_after_it_was_taken_over_is_not_gone_on_from
     runner.storage.files.update(ahead)
     runner.storage.write(layout.newest_checkpoint, b'{"step": 9, "claim": 1}')
     assert "after step 5;" in runner.stop(1)
+    assert read_claims(runner.storage, layout.root)[-1].continues == Continues(epoch=2, step=4)
     assert hashes(runner.train()) == undisturbed
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,13 @@ from batchtrain.training.rank import TrainTask, train_rank
 from batchtrain.training.ranks import OneRank
 from batchtrain.training.stage import run_layout, train
 from batchtrain.training.state import TrainState
-from tests.support.builders import MemoryStorage, mixed_table, prepared_for, spec_for
+from tests.support.builders import (
+    MemoryStorage,
+    mixed_table,
+    prepared_for,
+    quantity_table,
+    spec_for,
+)
 
 EXACT = ("best.safetensors", "last.safetensors", "history.jsonl", "parameters.json")
 HERE = choose_machine(ResourcesSpec(device="cpu"))
@@ -104,7 +110,7 @@ class Runner:
                 "batchtrain.training.train.choose_machine",
                 lambda spec, workers: machine or choose_machine(spec, workers=workers),
             ),
-            patch("batchtrain.training.train.stop_on_signals", lambda: nullcontext(requested)),
+            patch("batchtrain.training.stage.stop_on_signals", lambda: nullcontext(requested)),
         ):
             prepared = prepared_for(self.loaded)
             return train(self.loaded, prepared, self.layout, heard, launcher=launcher)[0]
@@ -267,6 +273,53 @@ def test_r10_another_number_of_ranks_is_allowed_and_recorded(
     assert "workers is 2 here, and the run began with 1" in runner.notes[0]
     assert trained.machine()["workers"] == 2
     assert hashes(trained) == hashes(undisturbed)
+
+
+def test_r09_in_canonical_mode_another_number_of_ranks_is_nothing_to_speak_of(
+    tmp_path: Path,
+) -> None:
+    runner = Runner(spec_for(tmp_path, mixed_table(60), determinism="canonical"))
+    runner.stop(steps=3)
+    trained = runner.train(launcher=TwoRanksInName())
+    assert runner.notes == []
+    assert trained.inexact() == []
+    # Anything else still is.
+    other = Runner(runner.loaded)
+    other.stop(elsewhere("capability", "DEFAULT"), steps=3)
+    moved = other.train(launcher=TwoRanksInName())
+    assert [each["what"] for each in moved.inexact()] == ["capability"]
+
+
+@contextmanager
+def products_in_16_bits() -> Iterator[None]:
+    """What a notebook may have set for the whole process."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_r11_what_a_caller_has_set_for_the_process_does_not_show_in_the_result(
+    tmp_path: Path,
+) -> None:
+    # Wide enough that a CPU which can multiply in 16 bits would do so.
+    training = {"epochs": 1, "batch_size": 128}
+    sections: dict[str, Any] = {
+        "target": "y",
+        "model": {"kind": "mlp", "hidden": [128, 64]},
+        "training": training,
+    }
+    loaded = spec_for(tmp_path, quantity_table(400, features=32), **sections)
+    whole = Runner(loaded).train()
+    broken = Runner(loaded)
+    with products_in_16_bits():
+        broken.stop(steps=1)
+    trained = broken.train()
+    assert hashes(trained) == hashes(whole)
+    assert trained.content == whole.content
 
 
 def page_of(loaded: LoadedSpec, storage: MemoryStorage) -> str:

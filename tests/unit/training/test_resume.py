@@ -177,7 +177,7 @@ def test_an_interrupted_run_says_where_it_is_and_how_to_go_on(tmp_path: Path) ->
     loaded = spec_for(tmp_path, mixed_table(90))
     message = str(stop_training(loaded, STEPS + 1))
     layout = layout_for(loaded)
-    assert f"epoch 2 after step {STEPS + 1}" in message
+    assert f"after step {STEPS + 1}; 1 of 3 epochs are done" in message
     assert layout.storage.url(layout.checkpoint(STEPS + 1, claim=1)) in message
     assert "again" in message
     assert layout.storage.size(f"{layout.model}/manifest.json") is None

@@ -295,28 +295,27 @@ def save_all(attempt: Attempt, first: int, *, wait: bool, known: list[int] | Non
                 known.append(step if wait else step - 1)
 
 
-def undisturbed_calls() -> list[Call]:
+@pytest.fixture(scope="module")
+def calls() -> list[Call]:
+    """The calls of the storage when nothing fails."""
     attempt = Attempt(FaultStorage(MemoryStorage()), keep=1)
     before = len(attempt.storage.calls)
     save_all(attempt, 1, wait=True)
-    calls = list(attempt.storage.calls[before:])
+    made = list(attempt.storage.calls[before:])
     assert attempt.steps() == [2, LAST]
-    return calls
+    return made
 
 
-CALLS = undisturbed_calls()
-
-
-def test_every_kind_of_call_is_among_those_that_fail_below() -> None:
-    assert {call.verb for call in CALLS} == {"read", "size", "write", "create", "list", "delete"}
+def test_every_kind_of_call_is_among_those_that_fail_below(calls: list[Call]) -> None:
+    assert {call.verb for call in calls} == {"read", "size", "write", "create", "list", "delete"}
 
 
 @pytest.mark.parametrize("wait", [True, False], ids=["waited for", "in the background"])
 @pytest.mark.parametrize("action", ["full", "lost_reply"])
 def test_r04_r05_whatever_call_of_a_save_fails_the_checkpoint_before_stays(
-    action: Action, wait: bool
+    calls: list[Call], action: Action, wait: bool
 ) -> None:
-    for number in range(1, len(CALLS) + 1):
+    for number in range(1, len(calls) + 1):
         storage = FaultStorage(MemoryStorage())
         attempt = Attempt(storage, keep=1)
         storage.faults = (Fault(len(storage.calls) + number, action),)
@@ -325,7 +324,7 @@ def test_r04_r05_whatever_call_of_a_save_fails_the_checkpoint_before_stays(
         with pytest.raises(StorageError, match=r"No space left|no answer|refused"):
             save_all(attempt, 1, wait=wait, known=known)
         storage.faults = ()
-        at = f"{action} at call {number}, {CALLS[number - 1]}"
+        at = f"{action} at call {number}, {calls[number - 1]}"
         # Whole and as it was, though it may be a later one than is known.
         steps = attempt.steps()
         found = attempt.newest()
@@ -450,7 +449,7 @@ def training_of(
     stopping: Any = nullcontext()
     if stop_after is not None:
         stopping = patch(
-            "batchtrain.training.train.stop_on_signals", lambda: nullcontext(requested)
+            "batchtrain.training.stage.stop_on_signals", lambda: nullcontext(requested)
         )
     with stopping:
         # An attempt before may not have been able to say that it ended.

@@ -1,0 +1,468 @@
+"""Several ranks train what one process trains: rows, gradients, weights, history, what is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from batchtrain.artifacts.prepared import SplitRows
+from batchtrain.errors import RankLostError, TrainingError
+from batchtrain.models.losses import make_loss
+from batchtrain.row_order import RowOrder
+from batchtrain.spec.load import LoadedSpec
+from batchtrain.spec.run import Determinism
+from batchtrain.testing.gloo import run_gloo
+from batchtrain.testing.processes import Report
+from batchtrain.training import machine
+from batchtrain.training.plan import TrainingPlan
+from batchtrain.training.ranks import GlooRanks, Ranks
+from batchtrain.training.worker import ResidentWorker, Share
+from tests.support.builders import mixed_table, quantity_table, spec_for
+from tests.support.ranks import (
+    KILLED_WHEN_SAVED,
+    SAVED_OFTEN,
+    Told,
+    compared,
+    custom_spec,
+    last_weights,
+    newest_step,
+    train_ranks,
+)
+
+pytestmark = pytest.mark.fault
+
+SIZES = [1, 2, 3, 4]
+
+# --- rows and gradients in the processes of ranks ---------------------------------------------
+
+
+def rows_of(num_rows: int, *, has_classes: bool = False) -> SplitRows:
+    """Rows whose first feature says which row it is."""
+    random = np.random.default_rng(num_rows)
+    numeric = random.normal(0, 1, (num_rows, 4)).astype(np.float32)
+    numeric[:, 0] = np.arange(num_rows)
+    return SplitRows(
+        numeric=numeric,
+        codes=random.integers(0, 3, (num_rows, 1)),
+        target=random.integers(0, 3, num_rows) if has_classes else random.normal(2, 1, num_rows),
+        row_id=np.arange(num_rows),
+    )
+
+
+def worker_of(
+    rows: SplitRows,
+    ranks: Ranks | None,
+    *,
+    batch_rows: int,
+    lanes: int,
+    determinism: Determinism = "order",
+) -> ResidentWorker:
+    order = RowOrder(len(rows), lanes=lanes, shards_per_lane=1, window_rows=10**6, seed=5)
+    plan = TrainingPlan(order, batch_rows, epochs=2)
+    return ResidentWorker(
+        plan,
+        {"train": rows},
+        torch.device("cpu"),
+        ranks=ranks,
+        gather_rows=16,
+        determinism=determinism,
+    )
+
+
+def served(share: Share) -> list[int]:
+    """The rows of a share that count."""
+    return [
+        int(row)
+        for batch in share.batches
+        if batch.weight_B is None
+        for row in batch.numeric_BF[:, 0].tolist()
+    ]
+
+
+ROW_CASES = [
+    (num_rows, batch_rows, lanes)
+    for num_rows in (1, 2, 3, 24, 25, 26, 27, 28, 29)
+    for batch_rows in (2, 8)
+    for lanes in (1, 4, 7)
+]
+RESUMED_AT = 2
+
+
+def serve_rows(ranks: GlooRanks, report: Report) -> list[list[list[int]]]:
+    """The rows of each step of the second epoch, and of a resume inside of it, for each case."""
+    found = []
+    for num_rows, batch_rows, lanes in ROW_CASES:
+        worker = worker_of(rows_of(num_rows), ranks, batch_rows=batch_rows, lanes=lanes)
+        found.append([served(share) for share in worker.shares(1, 0)])
+        assert [served(share) for share in worker.shares(1, RESUMED_AT)] == found[-1][RESUMED_AT:]
+    return found
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_p2_d01_every_batch_is_the_rows_that_the_order_gives_it(size: int) -> None:
+    of_ranks = run_gloo(serve_rows, size)
+    for case, (num_rows, batch_rows, lanes) in enumerate(ROW_CASES):
+        order = RowOrder(num_rows, lanes, 1, 10**6, seed=5).epoch(1).tolist()
+        for step in range(-(-num_rows // batch_rows)):
+            rows = [row for of_rank in of_ranks for row in of_rank[case][step]]
+            assert sorted(rows) == sorted(order[step * batch_rows : (step + 1) * batch_rows])
+
+
+class DoubleNet(nn.Module):
+    """In float64, so that a difference is one of arithmetic and not of rounding."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(3, 2)
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, outputs))
+        self.unused = nn.Linear(2, 2)
+        self.double()
+
+    def forward(self, numeric_BF: Tensor, codes_BC: Tensor) -> Tensor:
+        embedded_BD = self.embedding(codes_BC[:, 0])
+        return self.layers(torch.cat([numeric_BF.double() / 10, embedded_BD], dim=1))
+
+
+GRADIENT_CASES = [
+    (num_rows, batch_rows, lanes)
+    for num_rows, batch_rows in ((65, 16), (10, 3), (2, 8))
+    for lanes in (1, 7, 64)
+]
+
+
+def differ_from_one(
+    ranks: GlooRanks, report: Report, *, determinism: Determinism
+) -> dict[str, float]:
+    """How far gradients and losses of all ranks are from those of one process, at most."""
+    found = {"gradient": 0.0, "loss": 0.0, "least": 1e9}
+    for has_classes in (False, True):
+        loss = make_loss("cross_entropy" if has_classes else "mse")
+        for num_rows, batch_rows, lanes in GRADIENT_CASES:
+            rows = rows_of(num_rows, has_classes=has_classes)
+            torch.manual_seed(3)
+            model = DoubleNet(3 if has_classes else 1)
+            alone = worker_of(rows, None, batch_rows=batch_rows, lanes=lanes)
+            mine = worker_of(
+                rows, ranks, batch_rows=batch_rows, lanes=lanes, determinism=determinism
+            )
+            wrapped = mine.wrap(model, loss)
+            for step, (whole, share) in enumerate(
+                zip(alone.shares(0, 0), mine.shares(0, 0), strict=True)
+            ):
+                expected_P, loss_of_one = gradient_of(alone, model, model, loss, whole, step)
+                found_P, losses = gradient_of(mine, model, wrapped, loss, share, step)
+                added = sum(sum(each) for each in ranks.gather(losses))
+                mean = added / mine.loss_divisor(share.global_rows)
+                apart = float((found_P - expected_P).abs().max() / expected_P.abs().max())
+                found["gradient"] = max(found["gradient"], apart)
+                found["loss"] = max(found["loss"], abs(mean - loss_of_one[0]))
+                found["least"] = min(found["least"], float(expected_P.abs().max()))
+    return found
+
+
+def gradient_of(
+    worker: ResidentWorker, model: nn.Module, wrapped: nn.Module, loss: Any, share: Share, step: int
+) -> tuple[Tensor, list[float]]:
+    """The gradient as one row, and the losses of the worker's parts."""
+    for parameter in model.parameters():
+        parameter.grad = None
+    losses = worker.gradient(wrapped, loss, share, step)
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert [name for name, each in gradients.items() if each is None] == [
+        "unused.weight",
+        "unused.bias",
+    ]
+    flat = torch.cat([each.flatten() for each in gradients.values() if each is not None])
+    return flat, losses.reshape(-1).tolist()
+
+
+@pytest.mark.parametrize("determinism", ["order", "canonical"])
+@pytest.mark.parametrize("size", SIZES)
+def test_p2_d05_the_gradient_of_a_step_is_that_of_one_process(
+    size: int, determinism: Determinism
+) -> None:
+    for found in run_gloo(partial(differ_from_one, determinism=determinism), size):
+        assert found["least"] > 1e-3
+        assert found["gradient"] <= 1e-10
+        assert found["loss"] <= 1e-10
+
+
+# --- whole trainings --------------------------------------------------------------------------
+
+
+def test_p2_sgd_without_dropout_ends_with_the_same_weights_and_begins_with_the_same_measures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So that each split is several blocks, of which every rank measures some.
+    monkeypatch.setattr(machine, "GATHER_ROWS", 10)
+    found = {}
+    for size in (0, *SIZES):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        loaded = spec_for(
+            folder,
+            mixed_table(230),
+            model={"kind": "mlp", "hidden": [16, 8], "dropout": 0.0},
+            training={"epochs": 3, "batch_size": 24, "optimizer": {"kind": "sgd", "lr": 0.1}},
+            tracking={"tensorboard": False, "monitor": ["train", "valid", "test"]},
+        )
+        found[size] = train_ranks(loaded, size)
+    first = {
+        size: each.artifact.read("history.jsonl").splitlines()[0] for size, each in found.items()
+    }
+    assert b"test_accuracy" in first[0]
+    assert set(first.values()) == {first[0]}
+    expected = last_weights(found[0])
+    assert compared(found[1]) == compared(found[0])
+    for size in (2, 3, 4):
+        for name, value in last_weights(found[size]).items():
+            assert float((value - expected[name]).norm() / expected[name].norm()) < 1e-5
+
+
+@pytest.mark.parametrize("determinism", ["order", "canonical"])
+@pytest.mark.parametrize("num_rows", [1, 2, 5])
+def test_d04_fewer_rows_than_ranks_train_as_in_one_process(
+    tmp_path: Path, num_rows: int, determinism: Determinism
+) -> None:
+    split = {"kind": "ordered", "fractions": {"train": 0.5, "valid": 0.5}}
+    found = []
+    for size in (0, 4):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        loaded = spec_for(
+            folder,
+            quantity_table(2 * num_rows),
+            target="y",
+            data={"split": split},
+            model={"kind": "mlp", "hidden": [4], "dropout": 0.0},
+            training={"epochs": 3, "batch_size": 2, "optimizer": {"kind": "sgd"}},
+            determinism=determinism,
+        )
+        found.append(train_ranks(loaded, size))
+    assert found[0].content["steps"] == found[1].content["steps"] == 3 * -(-num_rows // 2)
+    if determinism == "canonical":
+        assert compared(found[0]) == compared(found[1])
+    expected, weights = map(last_weights, found)
+    for name, value in expected.items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-5, atol=1e-6)
+
+
+# --- canonical: the number of ranks does not show ---------------------------------------------
+
+ADAM = {"kind": "adam", "lr": 0.01}
+SGD = {"kind": "sgd", "lr": 0.05, "momentum": 0.9, "nesterov": True}
+
+
+def canonical_spec(
+    folder: Path,
+    *,
+    rows: int = 61,
+    epochs: int = 2,
+    batch_size: int | str = 16,
+    lanes: int = 1,
+    optimizer: Mapping[str, Any] = ADAM,
+) -> LoadedSpec:
+    folder.mkdir()
+    return spec_for(
+        folder,
+        mixed_table(rows),
+        data={"lanes": lanes},
+        training={
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "optimizer": optimizer,
+            "checkpoint": SAVED_OFTEN,
+        },
+        determinism="canonical",
+    )
+
+
+def states_of(folder: Path, sizes: list[int], **options: Any) -> list[dict[str, str]]:
+    return [
+        compared(train_ranks(canonical_spec(folder / str(size), **options), size)) for size in sizes
+    ]
+
+
+CANONICAL = [
+    pytest.param({"optimizer": ADAM}, [0, 2, 4], id="adam"),
+    pytest.param({"optimizer": SGD, "lanes": 4}, [0, 3, 4], id="sgd, 4 lanes"),
+    pytest.param({"batch_size": 3, "lanes": 16}, [0, 2, 3], id="fewer rows than groups, 16 lanes"),
+]
+CANONICAL_LONG = [
+    pytest.param({"rows": rows, "batch_size": size, "optimizer": optimizer, "lanes": lanes})
+    for rows in (12, 61)
+    for size in (5, 16, "full")
+    for optimizer in (ADAM, SGD)
+    for lanes in (1, 4, 16)
+]
+
+
+@pytest.mark.parametrize(("options", "sizes"), CANONICAL)
+def test_r09_canonical_runs_are_the_same_bytes_on_any_number_of_ranks(
+    tmp_path: Path, options: dict[str, Any], sizes: list[int]
+) -> None:
+    first, *others = states_of(tmp_path, sizes, **options)
+    assert others == [first] * len(others)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("options", CANONICAL_LONG)
+def test_r09_canonical_runs_are_the_same_bytes_on_every_number_of_ranks(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    first, *others = states_of(tmp_path, [0, 1, 2, 3, 4, 7, 8], **options)
+    assert others == [first] * len(others)
+
+
+def test_r09_a_canonical_run_that_changes_its_ranks_at_each_kill_is_the_same_bytes(
+    tmp_path: Path,
+) -> None:
+    whole = train_ranks(canonical_spec(tmp_path / "whole", epochs=6))
+    loaded = canonical_spec(tmp_path / "killed", epochs=6)
+    told = Told()
+    steps = [0]
+    for size, rank in ((2, 1), (4, 3), (3, 0)):
+        with pytest.raises(RankLostError, match=f"rank {rank} of {size}"):
+            train_ranks(loaded, size, progress=told, faults={rank: KILLED_WHEN_SAVED})
+        steps.append(newest_step(loaded))
+    assert steps == sorted(set(steps))
+    killed = train_ranks(loaded, progress=told)
+    assert killed.inexact() == []
+    assert killed.machine()["workers"] == 1
+    assert compared(killed) == compared(whole)
+    assert [note for note in told.notes if "workers" in note] == []
+
+
+def test_r09_more_ranks_than_groups_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"rank 0: expected at most 8 workers.*found 9"):
+        train_ranks(canonical_spec(tmp_path / "many"), 9)
+
+
+NORMED_NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, inputs):
+        super().__init__()
+        self.line = nn.Linear(inputs.num_numeric, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.last = nn.Linear(4, inputs.num_outputs)
+
+    def forward(self, numeric_BF, codes_BC):
+        return self.last(self.norm(self.line(numeric_BF)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("determinism", "size", "where"),
+    [
+        ("canonical", 0, "with `determinism: canonical`"),
+        ("canonical", 2, "with `determinism: canonical`"),
+        ("order", 2, "with several workers on CPUs"),
+    ],
+)
+def test_batch_normalisation_is_refused_where_a_batch_is_divided(
+    tmp_path: Path, determinism: Determinism, size: int, where: str
+) -> None:
+    loaded = custom_spec(tmp_path, NORMED_NET, determinism=determinism)
+    with pytest.raises(TrainingError, match=f"{where}, found BatchNorm1d in 'norm'.*LayerNorm"):
+        train_ranks(loaded, size)
+
+
+# --- order: another number of ranks is other rounding -----------------------------------------
+
+
+def test_r10_a_resume_on_another_number_of_ranks_is_noted_and_recorded(tmp_path: Path) -> None:
+    loaded = spec_for(
+        tmp_path,
+        mixed_table(90),
+        training={"epochs": 4, "batch_size": 16, "checkpoint": SAVED_OFTEN},
+    )
+    notes, expected = [], []
+    for then, now in ((2, 3), (3, 2)):
+        told = Told()
+        with pytest.raises(RankLostError):
+            train_ranks(loaded, then, progress=told, faults={1: KILLED_WHEN_SAVED})
+        notes.append([note for note in told.notes if note.startswith("workers")])
+        step = newest_step(loaded)
+        expected.append({"step": step, "what": "workers", "then": then, "now": now})
+    told = Told()
+    trained = train_ranks(loaded, 2, progress=told)
+    notes.append([note for note in told.notes if note.startswith("workers")])
+    assert trained.inexact() == expected
+    assert trained.machine()["workers"] == 2
+    assert [len(each) for each in notes] == [0, 1, 1]
+    assert notes[1][0].startswith("workers is 3 here, and the run began with 2")
+    assert notes[2][0].startswith("workers is 2 here, and the run began with 3")
+
+
+# --- what the ranks check and what is told ----------------------------------------------------
+
+OWN_NUMBERS_NET = """
+import os
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, inputs):
+        super().__init__()
+        self.line = nn.Linear(inputs.num_numeric, inputs.num_outputs)
+        if {in_weights}:
+            self.line.bias.data += os.getpid() % 1000
+        self.register_buffer("shift", torch.zeros(1))
+
+    def forward(self, numeric_BF, codes_BC):
+        if not {in_weights} and self.training:
+            self.shift = torch.full((1,), float(os.getpid() % 1000))
+        return self.line(numeric_BF) + self.shift
+"""
+
+
+@pytest.mark.parametrize(
+    ("determinism", "in_weights"), [("order", False), ("canonical", False), ("canonical", True)]
+)
+def test_ranks_that_end_with_other_weights_are_an_error(
+    tmp_path: Path, determinism: Determinism, in_weights: bool
+) -> None:
+    code = OWN_NUMBERS_NET.format(in_weights=in_weights)
+    loaded = custom_spec(
+        tmp_path, code, training={"optimizer": {"kind": "sgd", "lr": 1e-9}}, determinism=determinism
+    )
+    with pytest.raises(TrainingError, match=r"same weights on all 3 ranks, found others on ranks"):
+        train_ranks(loaded, 3)
+
+
+def test_only_rank_0_writes_event_files_and_every_epoch_is_told_once(tmp_path: Path) -> None:
+    folders = {}
+    for size in (0, 3):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        told = Told()
+        loaded = spec_for(folder, mixed_table(60), tracking={"tensorboard": True})
+        trained = train_ranks(loaded, size, progress=told)
+        assert told.records == trained.history()
+        assert told.epochs == [0, 1, 2, 3]
+        assert told.notes == []
+        files = sorted((folder / "runs").rglob("events.out.tfevents.*"))
+        folders[size] = [path.parent.name for path in files]
+        writers = {path.name.split(".")[-2] for path in files}
+        assert len(writers) == 1
+        assert (str(os.getpid()) in writers) == (size == 0)
+    assert folders[3] == folders[0] != []
+
+
+def test_r26_what_a_rank_notes_arrives(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    loaded = spec_for(tmp_path, mixed_table(60), tracking={"tensorboard": {"dir": "file/events"}})
+    told = Told()
+    train_ranks(loaded, 2, progress=told)
+    assert len(told.notes) == 1
+    assert told.notes[0].startswith("there are no event files for TensorBoard")
