@@ -62,6 +62,7 @@ constraints:  ## refresh constraints.txt with the newest versions that fit toget
 bench: install  ## the budgets, each as the median of paired runs (minutes)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.cold_run
+	$(BIN)/python -m benchmarks.exactness
 
 schema: install  ## write the JSON schema that editors check specs with
 	@mkdir -p build

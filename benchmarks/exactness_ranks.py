@@ -89,6 +89,12 @@ def measure_ranks(effort: Effort) -> dict[str, Part]:
         shown(title, part.taken, part.found, steps=steps)
     _show_looks(parts[f"two ranks, {LOOKS}"].taken[LOOKS])
     _show_starts({name: parts[f"two ranks, start of {name.name}"] for name in effort.networks})
+    print(
+        "Two processes joined by gloo, one thread each; a turn takes as long as the slower one. "
+        '"exact" is the loop of a run,\n"plain DDP" the plain loop in torch\'s own, with the same '
+        "optimizer. Where other processes have the cores, ranks wait for\neach other: believe a "
+        "quiet machine only.\n"
+    )
     return parts
 
 
@@ -178,9 +184,7 @@ def _looks(ranks: GlooRanks) -> Taken:
 def _show_looks(runs: Sequence[Taken]) -> None:
     each_us = Spread.of([1e6 * run.wall_s / NUM_LOOKS for run in runs])
     share = each_us.median / 1e6 / LOOK_SECONDS
-    print(
-        f"A look of two ranks takes {each_us:.0f} us; every {LOOK_SECONDS} s that is {share:.2%}\n"
-    )
+    print(f"A look of two ranks takes {each_us:.0f} us: {share:.2%}, at one in {LOOK_SECONDS} s\n")
 
 
 def _show_starts(parts: Mapping[Network, Part]) -> None:

@@ -7,6 +7,7 @@ from contextlib import closing
 from typing import Any
 
 from batchtrain.artifacts import (
+    Artifact,
     BuildStatus,
     Draft,
     RunLayout,
@@ -51,7 +52,7 @@ def train(
         loaded: The spec.
         prepared: The rows.
         layout: Where the run lies.
-        progress: Hears of the training.
+        progress: Hears of it.
         allow_code: Packages whose code a custom model may run.
         launcher: Runs the ranks; left out, there is one, in this process.
         take_over: Whether to go on although another process seems to write this run.
@@ -94,13 +95,17 @@ def train(
             )
     _clean(layout, progress)
     if stop_requested():
-        raise InterruptedRunError(
-            f"stopped after the training, whose model is {artifact.url}. "
-            "Run the same command again to go on from there"
-        )
+        raise _stopped_after(artifact)
     if status == "built" and owner.checkpoint is not None:
         status = "resumed"
     return TrainedModel(artifact), status
+
+
+def _stopped_after(model: Artifact) -> InterruptedRunError:
+    return InterruptedRunError(
+        f"stopped after the training, whose model is {model.url}. "
+        "Run the same command again to go on from there"
+    )
 
 
 def _claim(owner: RunOwner, layout: RunLayout) -> None:
