@@ -79,7 +79,7 @@ def measure_checkpoints(effort: Effort) -> dict[str, Part]:
         "Each contender takes the same steps a round, with the keeper and the writer of a run. "
         'For each checkpoint: "still"\nis the time in the keeper at the look that saves, "loses" '
         'how much longer the round took than the one without, "CPU"\nhow much more CPU time, the '
-        "writer's included. Every 10 s that loss is the share in the last column; the goal is 3 %.\n"
+        "writer's included. The last column is that loss every 10 s; the goal is 3 %.\n"
     )
     return parts
 

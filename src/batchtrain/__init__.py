@@ -17,14 +17,22 @@ __all__ = ["BatchtrainError", "__version__", "load_bundle", "run"]
 
 
 def run(
-    spec: str | Path, overrides: Sequence[str] = (), *, allow_code: Sequence[str] = ()
+    spec: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    allow_code: Sequence[str] = (),
+    take_over: bool = False,
 ) -> dict[str, Any]:
     """Prepare, train, evaluate and export; what is published already is reused.
+
+    What torch computes with belongs to the process: two trainings in two threads go one after the
+    other, and no other thread may draw torch's random numbers meanwhile.
 
     Args:
         spec: The spec file.
         overrides: Such as `["training.epochs=3"]`.
         allow_code: The packages whose code may run, for a custom model.
+        take_over: Whether to go on with a run that another process seems to be writing.
 
     Returns:
         What `batchtrain run --json` prints: run, run_dir, prepared, report, bundle, stages,
@@ -36,7 +44,8 @@ def run(
     from batchtrain.pipeline import run_spec
     from batchtrain.spec.load import load_spec
 
-    return run_spec(load_spec(spec, overrides), allow_code=allow_code).to_json()
+    loaded = load_spec(spec, overrides)
+    return run_spec(loaded, allow_code=allow_code, take_over=take_over).to_json()
 
 
 def load_bundle(
@@ -45,7 +54,7 @@ def load_bundle(
     """Load a bundle; see `batchtrain.prediction.loaded.LoadedBundle`.
 
     Args:
-        path: The bundle's folder.
+        path: The bundle's folder, or its address in an object store.
         model: For a custom model `package.module:Class`; a bundle never names code.
         allow_code: The packages whose code may run.
     """

@@ -111,9 +111,11 @@ def run_spec(
     how = _How(allow_code=allow_code, launcher=launcher, take_over=take_over)
     watch = _Watch(progress or Progress())
     result = RunResult(stages=watch.records)
-    _run_stages(loaded, storage, watch, result, last, how)
-    if retried := retried_calls(storage):
-        watch.progress.note(f"{retried} calls to {storage.url()} failed and were made again")
+    try:
+        _run_stages(loaded, storage, watch, result, last, how)
+    finally:
+        if retried := retried_calls(storage):
+            watch.progress.note(f"{retried} calls to {storage.url()} failed and were made again")
     return result
 
 

@@ -16,7 +16,7 @@ import torch
 
 from batchtrain.artifacts import Artifact, ArtifactKind, Draft, RunLayout, open_artifact
 from batchtrain.artifacts.artifact import MANIFEST, reuse_or_build
-from batchtrain.artifacts.ownership import read_claims
+from batchtrain.artifacts.claims import read_claims
 from batchtrain.errors import ArtifactDamagedError
 from batchtrain.evaluation.stage import evaluate
 from batchtrain.export.stage import export

@@ -16,8 +16,8 @@ import safetensors.torch
 from batchtrain.artifacts import Artifact, ArtifactKind, RunLayout, find_artifact, open_artifact
 from batchtrain.artifacts.artifact import MANIFEST
 from batchtrain.artifacts.bundle import MODEL_BUNDLE, ModelBundle
+from batchtrain.artifacts.claims import read_claims
 from batchtrain.artifacts.garbage import find_garbage
-from batchtrain.artifacts.ownership import read_claims
 from batchtrain.artifacts.parquet_bytes import table_from_bytes
 from batchtrain.artifacts.prepared import PREPARED_DATA, PreparedData
 from batchtrain.artifacts.report import EVALUATION_REPORT, EvaluationReport

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from batchtrain.artifacts.ownership import read_claims
+from batchtrain.artifacts.claims import read_claims
 from batchtrain.cli.app import app
 from batchtrain.storage import FolderStorage
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import safetensors.torch
 from torch import Tensor
 
-from batchtrain.artifacts.ownership import read_claims
+from batchtrain.artifacts.claims import read_claims
 from batchtrain.artifacts.trained import TrainedModel
 from batchtrain.pipeline import run_spec
 from batchtrain.progress import Progress

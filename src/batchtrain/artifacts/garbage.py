@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from batchtrain.artifacts.artifact import MANIFEST
+from batchtrain.artifacts.layout import ARTIFACT_FOLDER
 from batchtrain.artifacts.manifest import Manifest
 from batchtrain.errors import ArtifactDamagedError, ArtifactError, StorageError
 from batchtrain.storage import Storage
 
 __all__ = ["Garbage", "delete_garbage", "find_garbage", "storage_time"]
 
-# The folder is greedy, so this is the innermost `files/<attempt id>/` of a key.
-ATTEMPT_FILE = re.compile(r"(?P<artifact>.+)/files/(?P<attempt>[0-9a-f]{12})/.+")
+# Nothing else is touched: somebody may point at a folder that holds more than runs.
+ATTEMPT_FILE = re.compile(rf"(?P<artifact>{ARTIFACT_FOLDER})/files/(?P<attempt>[0-9a-f]{{12}})/.+")
 PROBES = "_probe"
 
 
@@ -109,16 +110,10 @@ def storage_time(storage: Storage) -> float | None:
 def _attempts(keys: Sequence[str]) -> list[tuple[str, list[str]]]:
     """The files of each attempt, and the artifact that it was for."""
     attempts: dict[tuple[str, str], list[str]] = {}
-    runs = set()
     for key in keys:
         if match := ATTEMPT_FILE.fullmatch(key):
             attempts.setdefault((match["artifact"], match["attempt"]), []).append(key)
-            # A run may have the name `files`, and the folder of a run looks like an attempt's.
-            # What has an artifact in it is none.
-            holder = key.removesuffix(f"/{MANIFEST}") if key.endswith(f"/{MANIFEST}") else None
-            if outer := ATTEMPT_FILE.fullmatch(holder or match["artifact"]):
-                runs.add((outer["artifact"], outer["attempt"]))
-    return [(place[0], files) for place, files in attempts.items() if place not in runs]
+    return [(artifact, files) for (artifact, _attempt), files in attempts.items()]
 
 
 def _of_attempt(

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 
 from batchtrain.storage import Storage
 
-__all__ = ["RunLayout", "prepared_key"]
+__all__ = ["ARTIFACT_FOLDER", "RunLayout", "prepared_key"]
 
 # A run's name never begins with an underscore, so these cannot clash with one.
 PREPARED = "_prepared"
 HASH_CACHE = "_cache/content-hashes.json"
+
+
+ARTIFACT_FOLDER = (
+    rf"{PREPARED}/[0-9a-f]{{16}}"
+    r"|[^/]+/[0-9a-f]{12}/(?:model|checkpoints/\d{12}-\d{6}|(?:reports|bundles)/[0-9a-f]{12})"
+)
+"""A regular expression for the folders of all artifacts below a storage's root."""
 
 
 def prepared_key(fingerprint: str) -> str:
@@ -76,11 +83,6 @@ class RunLayout:
     def run_record(self) -> str:
         """Every choice that the machine made, written at the first start."""
         return f"{self.root}/run.json"
-
-    @property
-    def spec(self) -> str:
-        """The resolved spec."""
-        return f"{self.root}/spec.yaml"
 
     @property
     def report_page(self) -> str:

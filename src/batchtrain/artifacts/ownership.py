@@ -1,4 +1,4 @@
-"""Who may write a run: numbered claims, a heartbeat, and a fence against the writer before."""
+"""Become the only writer of a run, and stay it: a claim, and a heartbeat that keeps it alive."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import Self
 
 from batchtrain import points
+from batchtrain.artifacts.claims import (
+    NOT_WHAT_WAS_WRITTEN,
+    Claim,
+    Continues,
+    check_fence,
+    claim_key,
+    read_claim,
+    read_claims,
+    who,
+)
 from batchtrain.artifacts.manifest import canonical_json
-from batchtrain.artifacts.process_identity import ProcessIdentity, this_process
-from batchtrain.errors import ArtifactDamagedError, FencedError, RunOwnedError
-from batchtrain.spec.base import fingerprint_of
+from batchtrain.artifacts.process_identity import this_process
+from batchtrain.errors import FencedError, RunOwnedError
 from batchtrain.storage import Storage
 
 __all__ = [
     "HEARTBEAT_LIMIT_SECONDS",
-    "Claim",
-    "Continues",
     "Ownership",
-    "check_fence",
     "claim_run",
-    "on_chain",
-    "read_claims",
 ]
 
 HEARTBEAT_LIMIT_SECONDS = 60.0
@@ -35,149 +38,6 @@ HEARTBEAT_LIMIT_SECONDS = 60.0
 
 HEARTBEAT_SECONDS = 10.0
 MAX_RACES = 10
-
-_NOT_WHAT_WAS_WRITTEN = (
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
-"""What reading a file of JSON raises where it holds something else."""
-
-
-@dataclass(frozen=True)
-class Continues:
-    """The checkpoint that a claim goes on from.
-
-    Attributes:
-        epoch: The claim under which it was written, from 1.
-        step: Its global step, from 0.
-    """
-
-    epoch: int
-    step: int
-
-    def __post_init__(self) -> None:
-        if self.epoch < 1 or self.step < 0:
-            raise ValueError(f"expected a claim from 1 and a step from 0, found {self}")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """That one process may write a run from now on, and the processes before it no longer.
-
-    Attributes:
-        epoch: The number of the claim, 1, 2, 3 and so on; not an epoch of the training.
-        token: Unique to the attempt.
-        process: Who claimed.
-        continues: Where it goes on from; None for the beginning.
-        at: When it was made, in seconds since 1970; counts as the first heartbeat.
-    """
-
-    epoch: int
-    token: str
-    process: ProcessIdentity
-    continues: Continues | None
-    at: float = 0.0
-
-    def __post_init__(self) -> None:
-        # So every line of claims ends, whoever wrote them.
-        if self.epoch < 1 or (self.continues is not None and self.continues.epoch >= self.epoch):
-            raise ValueError(f"expected a claim to continue an earlier one, found {self}")
-        if not math.isfinite(self.at):
-            raise ValueError(f"expected a point in time, found {self.at}")
-
-    def to_bytes(self) -> bytes:
-        """The bytes of `<epoch>.json`, with a hash of all the rest of it."""
-        document = asdict(self)
-        return canonical_json({**document, "sha256": fingerprint_of(document)})
-
-    @classmethod
-    def from_bytes(cls, data: bytes, *, epoch: int, where: str) -> Claim:
-        """Read `<epoch>.json`.
-
-        Raises:
-            ArtifactDamagedError: If it is not the whole claim of that number.
-        """
-        try:
-            document = json.loads(data)
-            if document.pop("sha256") != fingerprint_of(document):
-                raise ValueError("its own hash is another")
-            process, continues = document.pop("process"), document.pop("continues")
-            claim = cls(
-                **document,
-                process=ProcessIdentity(**process),
-                continues=None if continues is None else Continues(**continues),
-            )
-            if claim.epoch != epoch:
-                raise ValueError(f"it is claim {claim.epoch}")
-        except _NOT_WHAT_WAS_WRITTEN as error:
-            raise ArtifactDamagedError(
-                f"expected claim {epoch} of a run, found something else in {where} ({error!r}). "
-                "Put the file back from a copy; without one, make sure that no process writes "
-                "this run, delete the run's folder, and start it anew"
-            ) from error
-        return claim
-
-
-def on_chain(claims: Sequence[Claim], epoch: int, step: int) -> bool:
-    """Whether a checkpoint belongs to the line that the newest claim continues.
-
-    All that the newest claim wrote belongs to it, then what its `continues` names and what that
-    claim wrote before, and so on. What a writer wrote after another had taken over does not.
-
-    Args:
-        claims: All claims of the run, in order.
-        epoch: The claim under which the checkpoint was written.
-        step: The checkpoint's global step.
-    """
-    if epoch < 1:
-        return False
-    number, last_step = len(claims), math.inf
-    while number > epoch:
-        continues = claims[number - 1].continues
-        if continues is None:
-            return False
-        number, last_step = continues.epoch, continues.step
-    return number == epoch and step <= last_step
-
-
-def read_claims(storage: Storage, folder: str) -> tuple[Claim, ...]:
-    """All claims of a run in order; empty where nobody has claimed it.
-
-    They are read by their names, since a store may list a new file late.
-
-    Args:
-        storage: Where the run lies.
-        folder: The run's folder.
-
-    Raises:
-        ArtifactDamagedError: If a claim is torn or is not one.
-    """
-    claims: list[Claim] = []
-    while (claim := _read_claim(storage, folder, len(claims) + 1)) is not None:
-        claims.append(claim)
-    return tuple(claims)
-
-
-def check_fence(storage: Storage, folder: str, epoch: int, token: str) -> None:
-    """Return if the claim `epoch` is the one with `token`, and the newest of the run.
-
-    Any process that writes for the owner calls this before each commit. A process that is
-    stopped between this call and its commit may still write, which `on_chain` then leaves out.
-
-    Raises:
-        FencedError: If another process has taken the run over, or the claim is gone.
-        ArtifactDamagedError: If the claim is torn.
-    """
-    own = _read_claim(storage, folder, epoch)
-    if own is None or own.token != token:
-        found = "no such claim" if own is None else f"that of {_who(own)}"
-        raise _fenced(storage, folder, epoch, f"{found} under this number")
-    if storage.size(_claim_key(folder, epoch + 1)) is not None:
-        raise _fenced(storage, folder, epoch, f"claim {epoch + 1} after it")
 
 
 def claim_run(
@@ -253,6 +113,7 @@ class Ownership:
         self._heartbeat_seconds = heartbeat_seconds
         self._began = time.monotonic()
         self._fenced = False
+        self._released = False
         self._stop = threading.Event()
         # A daemon, so that a process that forgets to release can still end.
         self._thread = threading.Thread(
@@ -289,22 +150,23 @@ class Ownership:
         machine after `HEARTBEAT_LIMIT_SECONDS`.
         """
         # A forked child has the object, but neither the right nor the thread.
-        if os.getpid() != self.claims[-1].process.pid or self._stop.is_set():
+        if os.getpid() != self.claims[-1].process.pid or self._released:
             return
         self._stop.set()
         # Else a last heartbeat could overwrite the release.
         if self._thread.is_alive():
             self._thread.join()
         self._beat(released=True)
+        self._released = True
         points.passed("owner.released")
 
     def _begin(self) -> bool:
         """Make the claim and start the heartbeat; False if another claimant was first."""
         points.passed("owner.claiming")
         try:
-            self._storage.create(_claim_key(self._folder, self.epoch), self.claims[-1].to_bytes())
+            self._storage.create(claim_key(self._folder, self.epoch), self.claims[-1].to_bytes())
             # Who won is read back, not taken from the call: a reply can be lost on the way.
-            written = _read_claim(self._storage, self._folder, self.epoch)
+            written = read_claim(self._storage, self._folder, self.epoch)
             if written is None or written.token != self.token:
                 return False
             points.passed("owner.claimed")
@@ -345,9 +207,10 @@ def _refuse_if_owned(storage: Storage, folder: str, owner: Claim, now: Callable[
         return
     when = f"{age:.0f} s ago" if age >= 0 else f"{-age:.0f} s ahead of this clock"
     raise RunOwnedError(
-        f"expected no other writer of {storage.url(folder)}, found {_who(owner)} with its last "
-        f"heartbeat {when}. Wait for it, end it, or pass --take-over if it cannot be reached: "
-        "what it writes from then on does not count"
+        f"expected no other writer of {storage.url(folder)}, found {who(owner)} with its last "
+        f"heartbeat {when}{_if_this_process(owner)}. Wait for it, end it, or pass --take-over "
+        "(in Python take_over=True) if it cannot be reached: what it writes from then on does not "
+        "count"
     )
 
 
@@ -358,35 +221,16 @@ def _last_heartbeat(storage: Storage, folder: str, claim: Claim) -> tuple[float,
         at = float(beat["at"])
         if beat["token"] == claim.token and math.isfinite(at):
             return at, beat.get("released") is True
-    except (FileNotFoundError, *_NOT_WHAT_WAS_WRITTEN):
+    except (FileNotFoundError, *NOT_WHAT_WAS_WRITTEN):
         # None yet, or a torn one: the claim has its own time.
         pass
     return claim.at, False
 
 
-def _read_claim(storage: Storage, folder: str, epoch: int) -> Claim | None:
-    key = _claim_key(folder, epoch)
-    try:
-        data = storage.read(key)
-    except FileNotFoundError:
-        return None
-    return Claim.from_bytes(data, epoch=epoch, where=storage.url(key))
-
-
-def _fenced(storage: Storage, folder: str, epoch: int, found: str) -> FencedError:
-    return FencedError(
-        f"expected claim {epoch} of this process to be the newest of {storage.url(folder)}, "
-        f"found {found}. Another process has taken the run over, or its folder was deleted: end "
-        "this process, what it writes does not count any more"
-    )
-
-
-def _who(claim: Claim) -> str:
-    return f"process {claim.process.pid} on {claim.process.host!r}"
-
-
-def _claim_key(folder: str, epoch: int) -> str:
-    return f"{folder}/owner/{epoch}.json"
+def _if_this_process(owner: Claim) -> str:
+    """What helps where a notebook's cell was cut off, or another thread is at work."""
+    is_this = owner.process == this_process()
+    return " (this very process, in another thread or in what was cut off)" if is_this else ""
 
 
 def _heartbeat_key(folder: str, epoch: int) -> str:

@@ -53,7 +53,8 @@ class ProcessIdentity:
     def is_here(self) -> bool:
         """Whether its number means the same process here."""
         here = (platform.node(), _boot_id(), _pid_namespace())
-        return (self.host, self.boot_id, self.pid_namespace) == here
+        # Where a system gives no number of its start, two machines may have one name.
+        return bool(self.boot_id) and (self.host, self.boot_id, self.pid_namespace) == here
 
     def is_known_dead(self) -> bool:
         """Whether it surely does not run any more; False where that cannot be seen from here."""

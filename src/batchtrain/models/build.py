@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from batchtrain.errors import Problem, SpecError, TrainingError
+from batchtrain.models.arithmetic import plain_arithmetic
 from batchtrain.models.custom import load_custom
 from batchtrain.models.inputs import ModelInputs
 from batchtrain.models.linear import LinearNet
@@ -50,9 +51,11 @@ def build_model(
 
     Raises:
         SpecError: If a custom class is refused, not found, or does not take the `params`.
-        TrainingError: If a custom class fails or gives outputs of another shape or type.
+        TrainingError: If a custom class fails, gives outputs of another shape or type, or has state
+            that is no tensor.
     """
-    with torch.random.fork_rng(devices=[]):
+    # A caller may have set another default type for the process.
+    with plain_arithmetic(threads=1), torch.random.fork_rng(devices=[]):
         # Before the seed: a module that is imported for the first time may draw numbers.
         construct = _constructor(spec, inputs, allow_code, search)
         # Not torch.manual_seed, which would also queue a seed for CUDA devices that start later.
@@ -64,6 +67,13 @@ def build_model(
             f"{_name_of(spec)}: expected at least one parameter to train, found none. Register "
             "the weights as nn.Parameter."
         )
+    for name, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise TrainingError(
+                f"{_name_of(spec)}: expected all state to be parameters and buffers, found "
+                f"{name!r} of type {type(value).__name__}. Register it as a buffer: artifacts hold "
+                "tensors."
+            )
     return model.train()
 
 

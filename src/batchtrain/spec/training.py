@@ -112,8 +112,9 @@ class CheckpointSpec(SpecModel):
 
     every_steps: int | None = Field(default=None, ge=1)
     """Global steps from one to the next; null saves by time alone."""
-    every_seconds: float | None = Field(default=60.0, gt=0)
-    """Seconds from one to the next; null saves by steps alone."""
+    every_seconds: float | None = Field(default=60.0, gt=0, le=1e9)
+    """Seconds from one to the next; null saves by steps alone. With null in both only a signal
+    saves, and what a killed run had done is lost."""
     keep: int = Field(default=3, ge=1)
     """The newest so many stay; so do the one that a resume began from and the first that holds
     the best weights."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import uuid
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from batchtrain.storage.base import check_key
 __all__ = ["FolderStorage"]
 
 TEMPORARY = ".writing-"
+TEMPORARY_NAME = re.compile(re.escape(TEMPORARY) + "[0-9a-f]{32}")
 
 MAY_PASS = frozenset(
     {
@@ -166,7 +168,7 @@ def _names_below(folder: Path, root: Path, *, temporary: bool) -> list[str]:
         found = [
             entry.path
             for entry in _files_below(folder)
-            if entry.name.startswith(TEMPORARY) == temporary
+            if bool(TEMPORARY_NAME.fullmatch(entry.name)) == temporary
         ]
     return sorted(Path(path).relative_to(root).as_posix() for path in found)
 

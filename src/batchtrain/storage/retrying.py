@@ -34,7 +34,7 @@ class RetryingStorage:
 
     Attributes:
         inner: The storage itself.
-        retried: How many calls were made again so far; the report says so.
+        retried: How many calls were made again so far; a note at the end of a run says so.
     """
 
     def __init__(

@@ -63,7 +63,7 @@ def chaos(
         what = Chaos(
             spec.resolve(), storage or temporary, tuple(overrides or ()), tuple(allow_code or ())
         )
-        sizes = sorted({int(size) for size in ranks.split(",")})
+        sizes = _sizes(ranks)
         report = run_chaos(what, seed=seed, points=points, ranks=sizes, heard=heard)
         bar.stop()
         console.print(_table(report))
@@ -72,6 +72,17 @@ def chaos(
             f"{report.trials} runs killed {report.kills} times ended with the bytes of the "
             "undisturbed ones"
         )
+
+
+def _sizes(text: str) -> list[int]:
+    """The numbers of ranks in `1,3`."""
+    try:
+        sizes = sorted({int(size) for size in text.split(",")})
+    except ValueError:
+        sizes = []
+    if not sizes or sizes[0] < 1:
+        raise typer.BadParameter(f"expected numbers from 1 on with commas, found {text!r}")
+    return sizes
 
 
 def _bar(console: Console) -> Progress:

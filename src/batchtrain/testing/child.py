@@ -201,13 +201,8 @@ class _Leash:
         self._released.set()
 
 
-def run_rank(
-    target: Callable[[int, Report], Any],
-    rank: int,
-    connection: Connection,
-    surroundings: Surroundings,
-) -> None:
-    """Call the target and send what it returns or raises; the whole life of a rank's process.
+def run_rank(rank: int, connection: Connection, surroundings: Surroundings) -> None:
+    """Receive a function, call it and send what it returns or raises: the life of a rank's process.
 
     A rank that has returned stays until all have: were it to leave at once, what it sent last to
     another rank could be lost with its sockets.
@@ -215,9 +210,11 @@ def run_rank(
     with ExitStack() as stack:
         surroundings.enter(rank, stack)
         listen_too(None)
-        messenger, leash = _Messenger(connection), _Leash(connection)
+        messenger = _Messenger(connection)
         report = Report(messenger.send)
         try:
+            target: Callable[[int, Report], Any] = connection.recv()
+            leash = _Leash(connection)
             messenger.send({"kind": "returned", "value": target(rank, report)})
         # Whatever it is, SystemExit of a custom model included, the parent is told.
         except BaseException as error:  # noqa: BLE001

@@ -150,9 +150,8 @@ def join_gloo(
         timeout_seconds: When a collective gives up.
         join_seconds: How long to wait for the other ranks to come.
     """
-    if sys.platform == "linux":
-        # The ranks of one machine need no network, whatever its host name resolves to.
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    # The ranks of one machine need no network, whatever its host name resolves to.
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     file_store = FileStore(str(store), size)
     file_store.set(f"here/{rank}", "")
     passed("gloo.here")

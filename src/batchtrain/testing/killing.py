@@ -6,10 +6,11 @@ several, a rank is. `python -m batchtrain.testing.chaos` does it for anybody's s
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -62,7 +63,7 @@ class Chaos:
     Attributes:
         spec: The spec file.
         overrides: Other values for some of its keys.
-        storage: A folder or an address under which each trial has a folder of its own.
+        storage: A folder or an address, under which each call has a folder of its own.
         allow_code: Packages whose code a custom model may run.
     """
 
@@ -138,6 +139,8 @@ def run_chaos(
         ranks: The numbers of ranks, which take turns.
         heard: Hears of each trial and what came of it.
     """
+    # What an earlier call left there would be reused, and nothing killed.
+    chaos = replace(chaos, storage=f"{chaos.storage}/chaos-{uuid.uuid4().hex[:8]}")
     seen = {size: _look_around(chaos, size) for size in ranks}
     expected = {size: chaos.results(_place("quiet", size)) for size in ranks}
     report = ChaosReport()

@@ -49,12 +49,14 @@ def started(
                 endings.callback(ours.close)
                 with theirs:
                     process = context.Process(
-                        target=run_rank,
-                        args=(target, rank, theirs, surroundings),
-                        name=f"rank-{rank}",
+                        target=run_rank, args=(rank, theirs, surroundings), name=f"rank-{rank}"
                     )
                     endings.callback(_end, process)
                     process.start()
+                # Not among the arguments: they are unpickled before the process is in its
+                # surroundings, and a storage opens its client with the environment it finds.
+                with suppress(OSError):
+                    ours.send(target)
                 members.append((process, ours))
         yield members
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from batchtrain.artifacts.ownership import read_claims
+from batchtrain.artifacts.claims import read_claims
 from batchtrain.errors import ArtifactMissingError
 from batchtrain.progress import Progress
 from batchtrain.storage import local_folder
@@ -77,15 +78,21 @@ class GlooWorker:
             else:
                 progress.epoch_finished(value["epoch"], value["epochs"])
 
-        with tempfile.TemporaryDirectory(prefix="batchtrain-stacks-") as folder:
+        stacks = self._stacks or _stacks_of(task)
+        try:
             results = run_gloo(
                 partial(_train, task=task, faults=self._faults),
                 self.size,
                 on_message=hear,
                 limits=self._limits,
-                stacks=self._stacks or _stacks_of(task) or Path(folder),
+                stacks=stacks,
                 stop_requested=stop_requested,
             )
+        finally:
+            if self._stacks is None:
+                # Empty files are removed with their folder; so is the folder around it.
+                with suppress(OSError):
+                    stacks.parent.rmdir()
         self.passed = [result["passed"] for result in results]
         return _last_state(task)
 
@@ -116,10 +123,15 @@ def _train(
     return {"passed": dict(listener.passed)}
 
 
-def _stacks_of(task: TrainTask) -> Path | None:
-    """Where a person looks for the logs of a run, on a storage that has a folder."""
+def _stacks_of(task: TrainTask) -> Path:
+    """Where a person looks for the logs of a run, apart for each attempt.
+
+    Where the storage has no folder it is a temporary one, which stays if anything is in it.
+    """
     folder = local_folder(task.layout.storage)
-    return folder / task.layout.logs if folder else None
+    if folder is None:
+        return Path(tempfile.mkdtemp(prefix="batchtrain-stacks-")) / f"attempt-{task.claim}"
+    return folder / task.layout.logs / f"attempt-{task.claim}"
 
 
 def _last_state(task: TrainTask) -> TrainState:

@@ -95,9 +95,7 @@ class _ByRank:
         """See `Gradients.wrap`; with one rank the model is its own wrapper."""
         if self.num_parts == 1:
             return model
-        _refuse_batch_norm(
-            model, "with several workers on CPUs", "each worker", "LayerNorm, or one worker"
-        )
+        _refuse_batch_norm(model, "with several workers", "each worker", "LayerNorm, or one worker")
 
         def backward(wrapped: nn.Module) -> None:
             loss(wrapped(row.numeric_BF, row.codes_BC), row, 1.0).backward()

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from batchtrain.artifacts import Artifact, RunLayout, open_artifact
 from batchtrain.artifacts.artifact import MANIFEST
-from batchtrain.artifacts.ownership import Claim, on_chain
+from batchtrain.artifacts.claims import Claim, on_chain
 from batchtrain.artifacts.trained import CHECKPOINT
-from batchtrain.errors import ArtifactDamagedError, ArtifactError
+from batchtrain.errors import ArtifactDamagedError, ArtifactError, StorageError
 from batchtrain.progress import Progress
 
 __all__ = [
@@ -78,6 +78,13 @@ def newest_checkpoint(
             found.verify()
         except ArtifactError as error:
             progress.note(f"a damaged checkpoint is passed over: {error}")
+        except StorageError as error:
+            url = layout.storage.url(name.key(layout))
+            kind = type(error)
+            raise kind(
+                f"{error}. The newest checkpoint cannot be read; where that stays so, delete {url} "
+                "to go on from the one before it"
+            ) from error
         else:
             if name in others:
                 progress.note(f"going on from a writer that was taken over: {found.url}")

@@ -72,12 +72,11 @@ def train_until_done(
     """
     model = worker.wrap(state.model, loss)
     if not state.history:
-        _finish_epoch(state, worker, loss, watcher, measured)
+        _record_epoch(state, worker, loss, watcher, measured)
     while state.epoch < plan.epochs and not state.stopped:
         losses = StepLosses(state, watcher, worker)
         model.train()
         for share in worker.shares(state.epoch, state.step - state.epoch * plan.steps_per_epoch):
-            passed("step.rows")
             state.optimizer.zero_grad()
             parts = worker.gradient(model, loss, share, state.step)
             state.optimizer.step()
@@ -87,10 +86,8 @@ def train_until_done(
             # Before the keeper is asked, so that there is one state a step.
             if state.step % plan.steps_per_epoch == 0:
                 losses.flush()
-                passed("epoch.steps")
                 state.epoch += 1
-                _finish_epoch(state, worker, loss, watcher, measured)
-                passed("epoch.finished")
+                _record_epoch(state, worker, loss, watcher, measured)
             if not keeper.goes_on(state, losses):
                 return False
     return True
@@ -124,7 +121,7 @@ class StepLosses:
         mine = torch.stack(self._waiting).reshape(len(self._waiting), -1).tolist()
         by_step = zip(*self.worker.ranks.gather(mine), strict=True)
         values = [
-            sum(chain.from_iterable(of_ranks)) / self.worker.loss_divisor(rows)
+            math.fsum(chain.from_iterable(of_ranks)) / self.worker.loss_divisor(rows)
             for of_ranks, rows in zip(by_step, self._rows, strict=True)
         ]
         first_step = self.state.step - len(values)
@@ -143,7 +140,7 @@ class StepLosses:
         self._rows.clear()
 
 
-def _finish_epoch(
+def _record_epoch(
     state: TrainState,
     worker: Worker,
     loss: Loss,
@@ -154,6 +151,7 @@ def _finish_epoch(
 
     Before the first step this records epoch 0: what the untrained model gives.
     """
+    passed("epoch.steps")
     record: dict[str, Any] = {
         "epoch": state.epoch,
         "step": state.step,
@@ -171,6 +169,7 @@ def _finish_epoch(
         _decide(state, record)
     state.loss_sum, state.loss_rows = 0.0, 0
     watcher.epoch_done(record)
+    passed("epoch.finished")
 
 
 def _decide(state: TrainState, record: dict[str, Any]) -> None:

@@ -126,7 +126,7 @@ def machine_in_force(choices: MachineChoices) -> Iterator[torch.device]:
         yield torch.device(choices.device)
 
 
-_one_at_a_time = threading.Lock()
+_one_at_a_time = threading.RLock()
 
 
 @contextmanager

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from batchtrain.artifacts import RunLayout
 from batchtrain.artifacts.artifact import MANIFEST
-from batchtrain.artifacts.ownership import Claim, Continues, Ownership, claim_run
+from batchtrain.artifacts.claims import Claim, Continues
+from batchtrain.artifacts.ownership import Ownership, claim_run
 from batchtrain.errors import OwnershipError
 from batchtrain.progress import Progress
 from batchtrain.training.lineage import FoundCheckpoint, newest_checkpoint
@@ -74,6 +75,11 @@ class RunOwner:
     def close(self) -> None:
         """Let the next one claim the run at once."""
         if self._ownership is not None:
+            if self._ownership.heartbeat_error is not None:
+                self._progress.note(
+                    "the last heartbeat of this run could not be written, so that another process "
+                    f"may have taken it for dead: {self._ownership.heartbeat_error}"
+                )
             self._ownership.release()
 
     def _is_there(self, found: FoundCheckpoint) -> bool:

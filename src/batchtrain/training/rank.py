@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from batchtrain.artifacts import Artifact, RunLayout, open_artifact
-from batchtrain.artifacts.ownership import check_fence
+from batchtrain.artifacts.claims import check_fence
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.trained import CHECKPOINT
 from batchtrain.errors import ArtifactError, InterruptedRunError, StorageError, TrainingError

@@ -83,11 +83,6 @@ class CheckpointWriter:
         """See `batchtrain.training.keeping.Saver`."""
         return self._running is None or self._running.done()
 
-    @property
-    def newest(self) -> CheckpointName | None:
-        """The latest checkpoint that is known to be published."""
-        return max(self._published, default=None)
-
     def save(self, snapshot: Snapshot, *, wait: bool) -> None:
         """See `batchtrain.training.keeping.Saver`."""
         self._finish()

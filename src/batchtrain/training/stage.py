@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -17,7 +17,13 @@ from batchtrain.artifacts import (
 )
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.trained import TRAINED_MODEL, TrainedModel
-from batchtrain.errors import ArtifactError, InterruptedRunError, OwnershipError, StorageError
+from batchtrain.errors import (
+    ArtifactError,
+    FencedError,
+    InterruptedRunError,
+    OwnershipError,
+    StorageError,
+)
 from batchtrain.progress import Progress
 from batchtrain.spec.base import fingerprint_of
 from batchtrain.spec.load import LoadedSpec
@@ -63,6 +69,7 @@ def train(
         TrainingError: If the training failed.
     """
     owner = RunOwner(layout, progress, take_over=take_over)
+    inputs = _inputs(loaded, prepared)
 
     def build(draft: Draft) -> Mapping[str, Any]:
         # Imported here, since a run that reuses its model does not need torch.
@@ -85,20 +92,29 @@ def train(
             # What is found from here on, nobody else can still be about to publish.
             _claim(owner, layout)
         with stop_on_signals() as stop_requested:
-            artifact, status = reuse_or_build(
-                layout.storage,
-                layout.model,
-                TRAINED_MODEL,
-                inputs=_inputs(loaded, prepared),
-                build=build,
-                check=owner.check,
-            )
+            artifact, status = _published_by_any(layout, build, owner.check, inputs)
     _clean(layout, progress)
     if stop_requested():
         raise _stopped_after(artifact)
     if status == "built" and owner.checkpoint is not None:
         status = "resumed"
     return TrainedModel(artifact), status
+
+
+def _published_by_any(
+    layout: RunLayout,
+    build: Callable[[Draft], Mapping[str, Any]],
+    check: Callable[[], None],
+    inputs: Mapping[str, Any],
+) -> tuple[Artifact, BuildStatus]:
+    """The model, also where another process publishes it first and so ends this one's claim."""
+    place = (layout.storage, layout.model, TRAINED_MODEL)
+    try:
+        return reuse_or_build(*place, inputs=inputs, build=build, check=check)
+    except FencedError:
+        if find_artifact(*place) is None:
+            raise
+        return reuse_or_build(*place, inputs=inputs, build=build)
 
 
 def _stopped_after(model: Artifact) -> InterruptedRunError:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import safetensors.torch
-import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -193,7 +192,6 @@ def weights_of(model: nn.Module) -> dict[str, Tensor]:
     return {
         name: value.detach().to("cpu", copy=True).contiguous()
         for name, value in model.state_dict().items()
-        if isinstance(value, torch.Tensor)
     }
 
 

@@ -81,7 +81,12 @@ def train_model(
         digest=found.artifact.manifest.digest if found else "",
         inexact=tuple(inexact),
     )
-    state: TrainState = launcher(task, progress, stop_requested)
+
+    def stop_wanted() -> bool:
+        # A stop saves, and a fenced writer learns from that who it is fenced by.
+        return stop_requested() or ownership.is_fenced
+
+    state: TrainState = launcher(task, progress, stop_wanted)
     return _write(state, task, draft)
 
 
@@ -113,8 +118,8 @@ def _machine(
         if name in exact:
             continue
         progress.note(
-            f"{name} is {now!r} here, and the run began with {then!r}. What can be chosen stays as "
-            "it was; the last bits may differ from an unbroken run where it cannot"
+            f"{name} is {now!r} here, and the attempt before had {then!r}. What can be chosen "
+            "stays as it was; the last bits may differ from an unbroken run where it cannot"
         )
     if found is None:
         return machine, []

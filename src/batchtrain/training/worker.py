@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss
+from batchtrain.points import passed
 from batchtrain.row_order import rank_rows
 from batchtrain.spec.run import Determinism
 from batchtrain.training.gradients import make_gradients
@@ -195,6 +196,7 @@ class ResidentWorker:
 
     def gradient(self, model: nn.Module, loss: Loss, share: Share, step: int) -> Tensor:
         """See `Worker.gradient`."""
+        passed("step.rows")
         return self._gradients.gradient(model, loss, share.batches, share.global_rows, step)
 
     def loss_divisor(self, global_rows: int) -> float:

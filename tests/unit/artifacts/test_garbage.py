@@ -30,7 +30,7 @@ from batchtrain.testing.faults import Fault, FaultStorage
 from tests.support.builders import THING, all_files, publish
 
 FILES = {"a.bin": b"\0\1\2" * 50, "deep/b.json": b'{"x": 1}\n'}
-KEY = "things/one"
+KEY = "things/aaaaaaaaaaaa/model"
 ATTEMPT = "0123456789ab"
 DAY = 24 * 3600.0
 NOW = 2_000_000_000.0
@@ -85,7 +85,7 @@ def abandon(storage: FolderStorage, key: str = KEY) -> None:
 
 def test_an_empty_storage_and_a_whole_one_have_none(storage: FolderStorage) -> None:
     assert find(storage) == []
-    publish(storage, FILES)
+    publish(storage, FILES, key=KEY)
     put(storage, "name/0123456789ab/report.html")
     put(storage, "_cache/content-hashes.json")
     grow_old(storage)
@@ -103,13 +103,13 @@ def test_d25_the_files_of_an_attempt_that_was_killed_are_garbage(storage: Folder
     assert {each.why for each in found} == {"its attempt was never published"}
     assert keys(delete_garbage(storage, found)) == keys(found)
     assert all_files(storage.root) == []
-    assert publish(storage, FILES).verify() == len(FILES)
+    assert publish(storage, FILES, key=KEY).verify() == len(FILES)
 
 
 def test_d25_an_attempt_beside_a_published_one_is_garbage_alone(storage: FolderStorage) -> None:
     abandon(storage)
     orphans = all_files(storage.root)
-    artifact = publish(storage, FILES)
+    artifact = publish(storage, FILES, key=KEY)
     grow_old(storage)
     found = find(storage)
     assert keys(found) == orphans
@@ -119,7 +119,7 @@ def test_d25_an_attempt_beside_a_published_one_is_garbage_alone(storage: FolderS
 
 
 def test_r30_a_stale_file_below_a_published_attempt_is_garbage(storage: FolderStorage) -> None:
-    artifact = publish(storage, FILES)
+    artifact = publish(storage, FILES, key=KEY)
     place = artifact.manifest.files["a.bin"].path.rpartition("/")[0]
     extra = put(storage, f"{KEY}/{place}/extra.bin")
     grow_old(storage)
@@ -129,7 +129,7 @@ def test_r30_a_stale_file_below_a_published_attempt_is_garbage(storage: FolderSt
 
 
 def test_what_a_deletion_left_that_was_killed_is_garbage(storage: FolderStorage) -> None:
-    publish(storage, FILES)
+    publish(storage, FILES, key=KEY)
     with pytest.raises(StorageError):
         remove_artifacts(FaultStorage(storage, [Fault(3, "fail")]), "things")
     grow_old(storage)
@@ -137,9 +137,9 @@ def test_what_a_deletion_left_that_was_killed_is_garbage(storage: FolderStorage)
 
 
 def test_temporary_files_and_those_of_a_probe_are_garbage(storage: FolderStorage) -> None:
-    temporary = put(storage, "name/.writing-0123")
+    temporary = put(storage, "name/.writing-0123456789abcdef0123456789abcdef")
     probe = put(storage, "_probe/0123/name")
-    put(storage, "name/.writing-4567", age=60)
+    put(storage, "name/.writing-4567456789abcdef0123456789abcdef", age=60)
     put(storage, "_probe/4567/name", age=60)
     for opened in (storage, ProbedStorage(storage)):
         found = {each.key: each.why for each in find(opened)}
@@ -148,7 +148,10 @@ def test_temporary_files_and_those_of_a_probe_are_garbage(storage: FolderStorage
             probe: "left by a probe that was killed",
         }
     delete_garbage(storage, find(storage))
-    assert all_files(storage.root) == ["_probe/4567/name", "name/.writing-4567"]
+    assert all_files(storage.root) == [
+        "_probe/4567/name",
+        "name/.writing-4567456789abcdef0123456789abcdef",
+    ]
 
 
 # ----------------------------------------------------------------------------------------------
@@ -188,6 +191,13 @@ def test_only_what_is_older_than_the_limit_is_found(age: float, limit: float) ->
     assert bool(found) == (NOW - age <= NOW - limit)
 
 
+def test_files_of_others_in_the_folder_are_never_touched(storage: FolderStorage) -> None:
+    put(storage, f"uploads/files/{ATTEMPT}/thesis.pdf")
+    put(storage, f"a/b/0123456789ab/model/files/{ATTEMPT}/thesis.pdf")
+    put(storage, "notes/.writing-plan.txt")
+    assert find(storage, older_than_seconds=0) == []
+
+
 @pytest.mark.parametrize(
     "key",
     [
@@ -211,9 +221,8 @@ def test_a_file_elsewhere_is_never_touched(storage: FolderStorage, key: str) -> 
     assert find(storage, older_than_seconds=0) == []
 
 
-@pytest.mark.parametrize("above", ["", "storages/"])
-def test_a_run_with_the_name_files_is_no_attempt(storage: FolderStorage, above: str) -> None:
-    layout = RunLayout(storage, f"{above}files", ATTEMPT)
+def test_a_run_with_the_name_files_is_no_attempt(storage: FolderStorage) -> None:
+    layout = RunLayout(storage, "files", ATTEMPT)
     publish(storage, FILES, key=layout.model)
     abandon(storage, layout.checkpoint(10, 1))
     put(storage, layout.run_record)
@@ -227,7 +236,7 @@ def test_a_run_with_the_name_files_is_no_attempt(storage: FolderStorage, above: 
 def test_links_are_not_followed_out_of_the_root(storage: FolderStorage, tmp_path: Path) -> None:
     outside = FolderStorage(tmp_path / "outside")
     precious = put(outside, f"{KEY}/files/{ATTEMPT}/precious")
-    put(outside, "files/.writing-0123")
+    put(outside, "files/.writing-0123456789abcdef0123456789abcdef")
     put(storage, f"{KEY}/files/{ATTEMPT}/orphan")
     (storage.root / "linked").symlink_to(outside.root)
     (storage.root / KEY / "files" / "ba9876543210").symlink_to(
@@ -262,8 +271,8 @@ def of_the_future(manifest: bytes) -> bytes:
 def test_d26_a_manifest_that_cannot_be_read_protects_its_folder(
     storage: FolderStorage, damage: Callable[[bytes], bytes]
 ) -> None:
-    publish(storage, FILES)
-    abandon(storage, "things/two")
+    publish(storage, FILES, key=KEY)
+    abandon(storage, "things/bbbbbbbbbbbb/model")
     path = storage.root / KEY / MANIFEST
     path.write_bytes(damage(path.read_bytes()))
     grow_old(storage)
@@ -274,14 +283,14 @@ def test_d26_a_manifest_that_cannot_be_read_protects_its_folder(
     assert len(kept) == len(FILES)
     assert all(f"{KEY}/{MANIFEST}" in each.why for each in kept)
     deleted = delete_garbage(storage, found)
-    assert {each.artifact for each in deleted} == {"things/two"}
+    assert {each.artifact for each in deleted} == {"things/bbbbbbbbbbbb/model"}
     assert all_files(storage.root) == [key for key in before if key.startswith(f"{KEY}/")]
 
 
 def test_a_manifest_that_storage_refuses_to_read_protects_its_folder(
     storage: FolderStorage,
 ) -> None:
-    publish(storage, FILES)
+    publish(storage, FILES, key=KEY)
     grow_old(storage)
     found = find(FaultStorage(storage, [Fault(1, "unavailable", verb="read")]))
     assert len(found) == len(FILES)
@@ -322,7 +331,7 @@ def test_what_was_deleted_before_storage_refused_stays_deleted(storage: FolderSt
 
 def test_a_file_that_goes_meanwhile_is_no_error(storage: FolderStorage) -> None:
     abandon(storage)
-    put(storage, "name/.writing-0123")
+    put(storage, "name/.writing-0123456789abcdef0123456789abcdef")
     grow_old(storage)
     found = find(storage)
     for each in found:
@@ -348,12 +357,12 @@ def test_the_time_is_the_storages_own_and_asking_leaves_nothing(storage: FolderS
 def littered(storage: FolderStorage) -> FolderStorage:
     """A published artifact, an attempt of two days ago, one of now, and a torn manifest."""
     abandon(storage)
-    publish(storage, FILES)
-    abandon(storage, "torn/one")
-    storage.write(f"torn/one/{MANIFEST}", b"{")
+    publish(storage, FILES, key=KEY)
+    abandon(storage, "torn/cccccccccccc/model")
+    storage.write(f"torn/cccccccccccc/model/{MANIFEST}", b"{")
     for name in all_files(storage.root):
         os.utime(storage.root / name, (0, 0))
-    abandon(storage, "new/one")
+    abandon(storage, "new/dddddddddddd/model")
     return storage
 
 

@@ -18,17 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from batchtrain import points
-from batchtrain.artifacts.ownership import (
-    HEARTBEAT_LIMIT_SECONDS,
-    MAX_RACES,
-    Claim,
-    Continues,
-    Ownership,
-    check_fence,
-    claim_run,
-    on_chain,
-    read_claims,
-)
+from batchtrain.artifacts.claims import Claim, Continues, check_fence, on_chain, read_claims
+from batchtrain.artifacts.ownership import HEARTBEAT_LIMIT_SECONDS, MAX_RACES, Ownership, claim_run
 from batchtrain.artifacts.process_identity import ProcessIdentity, this_process
 from batchtrain.errors import ArtifactDamagedError, FencedError, RunOwnedError, StorageError
 from batchtrain.storage import FolderStorage, Storage

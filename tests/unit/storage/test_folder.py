@@ -70,7 +70,7 @@ def failing_at() -> Iterator[Callable[[str, int], None]]:
 
 def test_a_temporary_file_of_another_writer_is_no_key(storage: FolderStorage) -> None:
     storage.write("a/x", b"1")
-    (storage.root / "a" / ".writing-0123").write_bytes(b"half")
+    (storage.root / "a" / ".writing-0123456789abcdef0123456789abcdef").write_bytes(b"half")
     assert storage.list("") == ["a/x"]
 
 

@@ -22,12 +22,11 @@ from torch import nn
 from batchtrain import points
 from batchtrain.artifacts import RunLayout, remove_artifacts
 from batchtrain.artifacts.artifact import MANIFEST
-from batchtrain.artifacts.ownership import Claim, Continues, on_chain, read_claims
+from batchtrain.artifacts.claims import Claim, Continues, on_chain, read_claims
 from batchtrain.artifacts.process_identity import this_process
 from batchtrain.artifacts.trained import TrainedModel
 from batchtrain.errors import (
     ArtifactDamagedError,
-    FencedError,
     InterruptedRunError,
     RunOwnedError,
     StorageError,
@@ -558,11 +557,12 @@ def test_r33_who_is_taken_over_is_told_and_one_model_is_published(
 
     points.listen(take_over_once)
     try:
-        with pytest.raises(FencedError, match=r"expected claim 1 .* taken the run over"):
-            runner.train()
+        # It may not publish, finds that the other has, and gives back what is there.
+        beside = runner.train()
     finally:
         points.listen(None)
     assert hashes(models[0]) == undisturbed
+    assert beside.artifact.manifest == models[0].artifact.manifest
     # The one that was fenced left nothing of its own in the model.
     model = models[0].artifact
     listed = runner.storage.list(model.key)

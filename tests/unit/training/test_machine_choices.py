@@ -270,7 +270,7 @@ def test_r10_another_number_of_ranks_is_allowed_and_recorded(
     assert [task.machine.workers for task in launcher.tasks] == [2]
     assert trained.inexact() == [{"step": 3, "what": "workers", "then": 1, "now": 2}]
     assert len(runner.notes) == 1
-    assert "workers is 2 here, and the run began with 1" in runner.notes[0]
+    assert "workers is 2 here, and the attempt before had 1" in runner.notes[0]
     assert trained.machine()["workers"] == 2
     assert hashes(trained) == hashes(undisturbed)
 
@@ -368,7 +368,7 @@ def test_r11_a_run_that_began_on_a_cpu_stays_there_and_names_the_cpu(
     assert trained.inexact() == []
     assert trained.machine() == HERE.to_json()
     assert hashes(trained) == hashes(undisturbed)
-    assert any("device is 'cuda' here, and the run began with 'cpu'" in x for x in runner.notes)
+    assert any("device is 'cuda' here, and the attempt before had 'cpu'" in x for x in runner.notes)
 
 
 def test_r11_another_cpu_is_recorded_although_there_is_a_gpu(runner: Runner) -> None:
