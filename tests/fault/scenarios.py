@@ -73,7 +73,7 @@ def publish_thing(storage: Storage, folder: Path, acknowledge: Acknowledge) -> N
             draft.add(name, data)
         return {"rows": 3}
 
-    reuse_or_build(storage, "things/one", THING, inputs={"of": 1}, build=build)
+    reuse_or_build(storage, "things/aaaaaaaaaaaa/model", THING, inputs={"of": 1}, build=build)
     acknowledge(1)
 
 

@@ -366,7 +366,7 @@ class Net(nn.Module):
     [
         ("canonical", 0, "with `determinism: canonical`"),
         ("canonical", 2, "with `determinism: canonical`"),
-        ("order", 2, "with several workers on CPUs"),
+        ("order", 2, "with several workers"),
     ],
 )
 def test_batch_normalisation_is_refused_where_a_batch_is_divided(
@@ -400,8 +400,8 @@ def test_r10_a_resume_on_another_number_of_ranks_is_noted_and_recorded(tmp_path:
     assert trained.inexact() == expected
     assert trained.machine()["workers"] == 2
     assert [len(each) for each in notes] == [0, 1, 1]
-    assert notes[1][0].startswith("workers is 3 here, and the run began with 2")
-    assert notes[2][0].startswith("workers is 2 here, and the run began with 3")
+    assert notes[1][0].startswith("workers is 3 here, and the attempt before had 2")
+    assert notes[2][0].startswith("workers is 2 here, and the attempt before had 3")
 
 
 # --- what the ranks check and what is told ----------------------------------------------------

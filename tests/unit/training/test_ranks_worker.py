@@ -149,7 +149,8 @@ def workers_of(
 
 
 def served(batch: Batch) -> list[int]:
-    """The rows of a batch that count."""
+    """The rows of a batch that count; there is one row at least, or no step could be taken."""
+    assert len(batch.target_B) > 0
     if batch.weight_B is not None:
         assert batch.weight_B.tolist() == [0.0]
         assert len(batch.target_B) == 1
@@ -466,10 +467,14 @@ def test_dropout_draws_apart_on_each_rank_and_step_and_as_ever_on_the_first_rank
 # The losses of the steps
 
 
-def state_of(step: int) -> TrainState:
-    model = small_net("mse")
+# Nobody looks at the weights; threads must not draw some from torch's one generator at once.
+MODELS = [nn.Linear(1, 1, bias=False, device="meta") for _ in range(4)]
+
+
+def state_of(rank: int) -> TrainState:
+    model = MODELS[rank]
     optimizer = build_optimizer(Sgd(kind="sgd"), model.parameters(), fused=False)
-    return TrainState(model, optimizer, build_schedule(None, optimizer, 1), None, step=step)
+    return TrainState(model, optimizer, build_schedule(None, optimizer, 1), None)
 
 
 class Heard:
@@ -489,7 +494,7 @@ def add_losses(
     ranks: Ranks, losses: Sequence[Sequence[float]], rows: Sequence[int]
 ) -> tuple[TrainState, Heard]:
     """Take a rank's losses as the loop does; `losses` holds those of all ranks."""
-    state, heard = state_of(0), Heard()
+    state, heard = state_of(ranks.rank), Heard()
     worker = ResidentWorker(plan_of(4, batch_rows=2), {"train": rows_of(4)}, CPU, ranks=ranks)
     taken = StepLosses(state, heard, worker)
     for loss, global_rows in zip(losses[ranks.rank], rows, strict=True):
