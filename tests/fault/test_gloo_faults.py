@@ -69,7 +69,7 @@ def pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 # --- killed -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
+@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=pytest.mark.long)])
 def test_r01_a_run_in_which_each_rank_is_killed_ends_with_the_same_bytes(
     tmp_path: Path, size: int
 ) -> None:
@@ -100,6 +100,18 @@ def test_r03_r06_r07_five_kills_in_one_run_change_no_byte(tmp_path: Path) -> Non
     assert compared(train_ranks(loaded, 3)) == compared(quiet)
 
 
+def test_r08_a_kill_after_the_last_checkpoint_leaves_no_step_to_do(tmp_path: Path) -> None:
+    quiet = train_ranks(small_spec(tmp_path / "quiet"), 3)
+    loaded = small_spec(tmp_path / "killed")
+    # The ninth checkpoint of 18 steps is that of the last one.
+    with pytest.raises(RankLostError):
+        train_ranks(loaded, 3, faults={0: "checkpoint.named:9:kill"})
+    assert newest_step(loaded) == 18
+    told = Told()
+    assert compared(train_ranks(loaded, 3, progress=told)) == compared(quiet)
+    assert told.epochs == []
+
+
 # --- asked to stop ----------------------------------------------------------------------------
 
 DRIVER = """
@@ -110,6 +122,9 @@ from batchtrain.spec.load import load_spec
 from tests.support.ranks import Told, train_ranks
 
 class Telling(Told):
+    def stage_started(self, name):
+        print("stage", name, flush=True)
+
     def epoch_finished(self, record, epochs):
         print("epoch", record["epoch"], flush=True)
 
@@ -155,7 +170,7 @@ def read_until(driver: subprocess.Popen[str], line: str) -> None:
 STOPS = [
     pytest.param(os.kill, signal.SIGTERM, id="SIGTERM to the driver"),
     pytest.param(os.killpg, signal.SIGTERM, id="SIGTERM to all processes"),
-    pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C in a terminal"),
+    pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C", marks=pytest.mark.long),
 ]
 
 
@@ -163,9 +178,9 @@ STOPS = [
 def test_r20_a_stop_saves_where_it_was_and_counts_as_interrupted(
     tmp_path: Path, pids: Path, send: Any, number: int
 ) -> None:
-    # Nothing but the stop saves.
-    rarely = {"every_steps": None, "every_seconds": 3600}
-    loaded = custom_spec(tmp_path / "stopped", training={"checkpoint": rarely})
+    # Nothing but the stop saves; and it is many slow steps to the end.
+    training = {"epochs": 20, "checkpoint": {"every_steps": None, "every_seconds": 3600}}
+    loaded = custom_spec(tmp_path / "stopped", training=training)
     with driver_of(loaded, tmp_path / "slow") as driver:
         read_until(driver, "epoch 1")
         send(driver.pid, number)
@@ -175,25 +190,43 @@ def test_r20_a_stop_saves_where_it_was_and_counts_as_interrupted(
     found = re.search(r"stopped after step (\d+);", said)
     assert found is not None
     assert newest_step(loaded) == int(found[1]) >= 6
-    quiet = custom_spec(tmp_path / "quiet", training={"checkpoint": rarely})
+    quiet = custom_spec(tmp_path / "quiet", training=training)
     assert compared(train_ranks(loaded, 3)) == compared(train_ranks(quiet, 3))
+
+
+def test_r20_a_stop_of_all_processes_while_the_ranks_are_started_counts_as_interrupted(
+    tmp_path: Path,
+) -> None:
+    loaded = custom_spec(tmp_path / "stopped", training={"epochs": 100})
+    with driver_of(loaded, tmp_path / "slow") as driver:
+        read_until(driver, "stage train")
+        children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children")
+        while not children.read_text():
+            assert driver.poll() is None
+        # The server that forks the ranks has begun to import what takes it seconds.
+        os.killpg(driver.pid, signal.SIGTERM)
+        said, _ = driver.communicate()
+    assert "InterruptedRunError" in said
+    assert driver.returncode == 130
 
 
 def test_r15_r20_a_stop_without_any_time_leaves_the_checkpoint_before_and_no_process(
     tmp_path: Path, pids: Path
 ) -> None:
-    loaded = custom_spec(tmp_path / "killed")
+    # Each epoch is saved, and waits until the one before is published.
+    every_epoch = {"every_steps": 6, "every_seconds": None}
+    training = {"epochs": 20, "checkpoint": every_epoch}
+    loaded = custom_spec(tmp_path / "killed", training=training)
     layout = layout_for(loaded)
     with driver_of(loaded, tmp_path / "slow") as driver:
-        # The first checkpoint is published at some time in the first epoch.
-        read_until(driver, "epoch 1")
+        read_until(driver, "epoch 3")
         named = json.loads(layout.storage.read(layout.newest_checkpoint))["step"]
         driver.terminate()
         driver.kill()
         assert driver.wait() == -signal.SIGKILL
         wait_until_gone([int(path.name) for path in pids.iterdir()])
-    assert newest_step(loaded) >= named >= 2
-    quiet = custom_spec(tmp_path / "quiet")
+    assert newest_step(loaded) >= named >= 6
+    quiet = custom_spec(tmp_path / "quiet", training=training)
     assert compared(train_ranks(loaded, 3)) == compared(train_ranks(quiet, 3))
 
 
@@ -216,6 +249,7 @@ def test_r21_a_stopped_rank_is_named_its_stacks_stay_and_the_run_can_go_on(tmp_p
 
 
 @pytest.mark.s3
+@pytest.mark.long
 def test_r21_the_stacks_stay_where_storage_has_no_folder(
     tmp_path: Path, s3_storage: ObjectStorage
 ) -> None:
@@ -234,11 +268,11 @@ def test_r21_rank_0_is_named_also_where_it_has_saved_much(
         train_ranks(custom_spec(tmp_path / "stuck"), 3, limits=STUCK)
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_r21_a_slow_rank_is_noted_and_changes_nothing(tmp_path: Path, rank: int) -> None:
     quiet = train_ranks(small_spec(tmp_path / "quiet"), 3)
     told = Told()
-    slowly = ",".join(f"step.rows:{step}:delay=0.3" for step in range(4, 16))
+    slowly = ",".join(f"step.rows:{step}:delay=0.3" for step in range(4, 14))
     trained = train_ranks(
         small_spec(tmp_path / "slow"),
         3,
@@ -271,8 +305,15 @@ def forwards_before(step: int, determinism: Determinism) -> int:
     return 3 * step  # it holds three of the eight groups
 
 
-@pytest.mark.parametrize("determinism", ["order", "canonical"])
-@pytest.mark.parametrize(("what", "found_in"), [("nan", 7), ("infinite_gradient", 8)])
+SPOILT = [
+    pytest.param("order", "nan", 7),
+    pytest.param("order", "infinite_gradient", 8, marks=pytest.mark.long),
+    pytest.param("canonical", "nan", 7, marks=pytest.mark.long),
+    pytest.param("canonical", "infinite_gradient", 8),
+]
+
+
+@pytest.mark.parametrize(("determinism", "what", "found_in"), SPOILT)
 def test_r23_what_one_rank_spoils_ends_all_and_is_in_no_checkpoint(
     tmp_path: Path,
     pids: Path,
@@ -325,6 +366,40 @@ def test_r23_a_poisoned_row_is_found_in_the_step_in_which_one_process_finds_it(
 
 
 # --- code that fails on one rank --------------------------------------------------------------
+
+SKIPPING_NET = """
+import torch.distributed as dist
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, inputs):
+        super().__init__()
+        self.line = nn.Linear(inputs.num_numeric, inputs.num_outputs)
+        self.other = nn.Linear(inputs.num_numeric, inputs.num_outputs)
+        self.forwards = 0
+
+    def forward(self, numeric_BF, codes_BC):
+        outputs_BK = self.line(numeric_BF)
+        if self.training and dist.is_initialized():
+            self.forwards += 1
+            if self.forwards == {forward} and dist.get_rank() in {ranks}:
+                return outputs_BK
+        return outputs_BK + self.other(numeric_BF)
+"""
+
+
+@pytest.mark.parametrize("ranks", [(1,), (0, 1, 2)])
+def test_r24_a_step_that_skips_a_parameter_is_an_error_before_anything_comes_of_it(
+    tmp_path: Path, ranks: tuple[int, ...]
+) -> None:
+    code = SKIPPING_NET.format(forward=forwards_before(5, "order") + 1, ranks=ranks)
+    every_step = {"every_steps": 1, "every_seconds": None}
+    loaded = custom_spec(tmp_path, code, training={"checkpoint": every_step})
+    with pytest.raises(TrainingError, match=r"one that does not use 'other\.weight'") as caught:
+        train_ranks(loaded, 3, limits=STUCK)
+    assert type(caught.value) is TrainingError
+    assert newest_step(loaded) <= 5
+
 
 FAILURES: list[tuple[str, type[BatchtrainError], str]] = [
     ("raise", RankFailedError, r"rank 1 of 3 .*ValueError: these rows are not to my taste"),

@@ -23,7 +23,7 @@ from batchtrain.testing.child import (
     stack_path,
 )
 from batchtrain.testing.failures import CollateralError, Failure, lost_error
-from batchtrain.testing.starting import started
+from batchtrain.testing.starting import ServerGoneError, started
 from batchtrain.testing.watch import SlowWatch, Standing, find_stuck
 
 __all__ = ["DEFAULT_LIMITS", "CollateralError", "Limits", "Report", "listen_too", "run_processes"]
@@ -98,9 +98,17 @@ def run_processes(
         RankStuckError: If no rank passes a point any more.
         InterruptedRunError: If the ranks were asked to stop and had to be killed.
     """
-    with started(target, size, stacks) as pairs:
-        members = [_Member(rank, *pair) for rank, pair in enumerate(pairs)]
-        return _Supervisor(members, limits, on_message, stop_requested, stacks).run()
+    try:
+        with started(target, size, stacks) as pairs:
+            members = [_Member(rank, *pair) for rank, pair in enumerate(pairs)]
+            return _Supervisor(members, limits, on_message, stop_requested, stacks).run()
+    except ServerGoneError as error:
+        if not stop_requested():
+            raise
+        raise InterruptedRunError(
+            "stopped while the ranks were started. "
+            "Run the same command again to go on from the newest checkpoint"
+        ) from error
 
 
 @dataclass

@@ -15,14 +15,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from batchtrain.errors import RankLostError
 from batchtrain.testing.child import Report, Surroundings, run_rank, stack_path
 
-__all__ = ["started"]
+__all__ = ["ServerGoneError", "started"]
 
 PRELOADED = ("batchtrain.testing.gloo", "batchtrain.training.rank", "torch._dynamo")
 """Modules that take seconds to import; the server that forks the ranks imports them once."""
 
 KILL_SECONDS = 10.0
+
+
+class ServerGoneError(RankLostError):
+    """The process that forks the ranks has ended before all were started."""
 
 
 @contextmanager
@@ -52,13 +57,23 @@ def started(
                         target=run_rank, args=(rank, theirs, surroundings), name=f"rank-{rank}"
                     )
                     endings.callback(_end, process)
-                    process.start()
+                    _start(process)
                 # Not among the arguments: they are unpickled before the process is in its
                 # surroundings, and a storage opens its client with the environment it finds.
                 with suppress(OSError):
                     ours.send(target)
                 members.append((process, ours))
         yield members
+
+
+def _start(process: BaseProcess) -> None:
+    try:
+        process.start()
+    except (EOFError, ConnectionError) as error:
+        raise ServerGoneError(
+            f"expected {process.name} to start, found that the process which forks the ranks has "
+            "ended, as it does by a SIGTERM to all processes of a group. Run the same command again"
+        ) from error
 
 
 def _start_server(context: multiprocessing.context.ForkServerContext) -> None:

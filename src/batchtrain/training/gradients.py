@@ -90,6 +90,7 @@ class _ByRank:
         self.parts = range(ranks.rank, ranks.rank + 1)
         self._device = device
         self._dropout_seed = _dropout_seed(seed, ranks.rank)
+        self._awaited: list[tuple[str, nn.Parameter]] = []
 
     def wrap(self, model: nn.Module, loss: Loss, row: Batch) -> nn.Module:
         """See `Gradients.wrap`; with one rank the model is its own wrapper."""
@@ -100,7 +101,12 @@ class _ByRank:
         def backward(wrapped: nn.Module) -> None:
             loss(wrapped(row.numeric_BF, row.codes_BC), row, 1.0).backward()
 
-        return exact_ddp(model, backward=backward)
+        wrapped = exact_ddp(model, backward=backward)
+        if not wrapped.find_unused_parameters:
+            self._awaited = [
+                (name, each) for name, each in model.named_parameters() if each.requires_grad
+            ]
+        return wrapped
 
     def gradient(
         self, model: nn.Module, loss: Loss, batches: list[Batch], rows: int, step: int
@@ -113,6 +119,7 @@ class _ByRank:
         value = loss(model(batch.numeric_BF, batch.codes_BC), batch, denominator)
         passed("step.forward")
         value.backward()
+        _check_used(self._awaited)
         passed("step.backward")
         return value.detach()
 
@@ -189,6 +196,25 @@ class _InGroups:
                 total_P += gathered_GP[place]
         sum_P, uses = total_P.split([len(total_P) - len(trained), len(trained)])
         return sum_P, [count > 0 for count in uses.tolist()]
+
+
+def _check_used(awaited: list[tuple[str, nn.Parameter]]) -> None:
+    """Make sure that DDP had a gradient of each parameter that it waits for.
+
+    Without one it adds up nothing in this step, and says so in the next at the earliest: a state
+    that came of this rank's rows alone would be saved meanwhile, and other ranks would wait.
+
+    Raises:
+        TrainingError: If the step did not use a parameter.
+    """
+    for name, parameter in awaited:
+        if parameter.grad is None:
+            raise TrainingError(
+                f"expected every step to use the parameters that the first one used, found one "
+                f"that does not use {name!r}: several workers cannot add up their gradients then. "
+                "Use it in each forward, times 0 where it is not wanted; or take "
+                "`determinism: canonical`, or one worker"
+            )
 
 
 def _held(size: int, rank: int) -> range:

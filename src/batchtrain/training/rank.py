@@ -128,6 +128,8 @@ def train_rank(
         rows = {split: task.prepared.load(split) for split in {"train", *measured}}
         check_codes(torch.from_numpy(rows["train"].codes.copy()), task.inputs)
         state = resumed_state(task, device)
+        if ranks.size > 1:
+            _check_same_weights(state, ranks)
         worker = ResidentWorker(
             plan,
             rows,
@@ -233,10 +235,10 @@ def _interrupted(state: TrainState, task: TrainTask) -> InterruptedRunError:
 
 
 def _check_same_weights(state: TrainState, ranks: Ranks) -> None:
-    """Make sure that all ranks ended with the same weights.
+    """Make sure that all ranks have the same weights, before the first step and after the last.
 
     Raises:
-        TrainingError: If they do not: a rank has computed something else all along.
+        TrainingError: If they do not: a rank computes something else.
     """
     digest = hashlib.sha256()
     for name, value in sorted(weights_of(state.model).items()):
