@@ -39,8 +39,8 @@ def exact_ddp(
     gradients: None where there was none, the same tensor with the same values where there was one.
 
     A parameter that no rank gives a gradient keeps none, as with one process. Which ones these are
-    is found out once, by one more backward of the model alone. Where it finds none, each step has to
-    use all of them; who takes the steps checks it, since DDP itself goes on without a word.
+    is found out once, by one more backward of the model alone. Where it finds none, each step has
+    to use all of them; who takes the steps checks it, since DDP itself goes on without a word.
 
     Args:
         model: In the place where it trains; the default process group exists.
