@@ -65,7 +65,7 @@ def train_apart(connection: Connection, spec: str, pause: str) -> None:
     points.listen(Pause(pause, connection))
     try:
         result = run_spec(load_spec(Path(spec)), last="train")
-        ended = {"status": result.stages[-1].status}
+        ended: dict[str, str] = {"status": result.stages[-1].status}
     except BatchtrainError as error:
         ended = {"error": type(error).__name__, "message": str(error)}
     connection.send_bytes(json.dumps(ended).encode())

@@ -69,7 +69,9 @@ def pids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 # --- killed -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("size", [2, 3, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "size", [3, *(pytest.param(size, marks=pytest.mark.long) for size in (2, 4))]
+)
 def test_r01_a_run_in_which_each_rank_is_killed_ends_with_the_same_bytes(
     tmp_path: Path, size: int
 ) -> None:
@@ -169,7 +171,7 @@ def read_until(driver: subprocess.Popen[str], line: str) -> None:
 
 STOPS = [
     pytest.param(os.kill, signal.SIGTERM, id="SIGTERM to the driver"),
-    pytest.param(os.killpg, signal.SIGTERM, id="SIGTERM to all processes"),
+    pytest.param(os.killpg, signal.SIGTERM, id="SIGTERM to all", marks=pytest.mark.long),
     pytest.param(os.killpg, signal.SIGINT, id="Ctrl-C", marks=pytest.mark.long),
 ]
 
@@ -179,7 +181,7 @@ def test_r20_a_stop_saves_where_it_was_and_counts_as_interrupted(
     tmp_path: Path, pids: Path, send: Any, number: int
 ) -> None:
     # Nothing but the stop saves; and it is many slow steps to the end.
-    training = {"epochs": 20, "checkpoint": {"every_steps": None, "every_seconds": 3600}}
+    training = {"epochs": 12, "checkpoint": {"every_steps": None, "every_seconds": 3600}}
     loaded = custom_spec(tmp_path / "stopped", training=training)
     with driver_of(loaded, tmp_path / "slow") as driver:
         read_until(driver, "epoch 1")
@@ -194,6 +196,7 @@ def test_r20_a_stop_saves_where_it_was_and_counts_as_interrupted(
     assert compared(train_ranks(loaded, 3)) == compared(train_ranks(quiet, 3))
 
 
+@pytest.mark.long
 def test_r20_a_stop_of_all_processes_while_the_ranks_are_started_counts_as_interrupted(
     tmp_path: Path,
 ) -> None:
@@ -215,7 +218,7 @@ def test_r15_r20_a_stop_without_any_time_leaves_the_checkpoint_before_and_no_pro
 ) -> None:
     # Each epoch is saved, and waits until the one before is published.
     every_epoch = {"every_steps": 6, "every_seconds": None}
-    training = {"epochs": 20, "checkpoint": every_epoch}
+    training = {"epochs": 12, "checkpoint": every_epoch}
     loaded = custom_spec(tmp_path / "killed", training=training)
     layout = layout_for(loaded)
     with driver_of(loaded, tmp_path / "slow") as driver:
@@ -260,6 +263,7 @@ def test_r21_the_stacks_stay_where_storage_has_no_folder(
     assert "train_until_done" in Path(stacks[0]).read_text()
 
 
+@pytest.mark.long
 def test_r21_rank_0_is_named_also_where_it_has_saved_much(
     tmp_path: Path, pids: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,13 +276,13 @@ def test_r21_rank_0_is_named_also_where_it_has_saved_much(
 def test_r21_a_slow_rank_is_noted_and_changes_nothing(tmp_path: Path, rank: int) -> None:
     quiet = train_ranks(small_spec(tmp_path / "quiet"), 3)
     told = Told()
-    slowly = ",".join(f"step.rows:{step}:delay=0.3" for step in range(4, 14))
+    slowly = ",".join(f"step.rows:{step}:delay=0.8" for step in range(4, 9))
     trained = train_ranks(
         small_spec(tmp_path / "slow"),
         3,
         progress=told,
         faults={rank: slowly},
-        limits=Limits(slow_heartbeats=4),
+        limits=Limits(slow_heartbeats=3),
     )
     assert [note[:24] for note in told.notes] == [f"rank {rank} is the slowest: t"]
     assert compared(trained) == compared(quiet)
@@ -409,8 +413,20 @@ FAILURES: list[tuple[str, type[BatchtrainError], str]] = [
 ]
 
 
-@pytest.mark.parametrize("determinism", ["order", "canonical"])
-@pytest.mark.parametrize(("what", "kind", "said"), FAILURES)
+FAILING = [
+    pytest.param(
+        *failure,
+        determinism,
+        # What one way of the batch shows, the other one seldom hides.
+        marks=[] if (failure[0] == "raise") == (determinism == "canonical") else pytest.mark.long,
+        id=f"{failure[0]}, {determinism}",
+    )
+    for failure in FAILURES
+    for determinism in ("order", "canonical")
+]
+
+
+@pytest.mark.parametrize(("what", "kind", "said", "determinism"), FAILING)
 def test_r24_code_that_fails_on_one_rank_ends_all_with_its_error(
     tmp_path: Path,
     pids: Path,

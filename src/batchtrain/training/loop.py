@@ -121,7 +121,7 @@ class StepLosses:
         mine = torch.stack(self._waiting).reshape(len(self._waiting), -1).tolist()
         by_step = zip(*self.worker.ranks.gather(mine), strict=True)
         values = [
-            math.fsum(chain.from_iterable(of_ranks)) / self.worker.loss_divisor(rows)
+            _sum(list(chain.from_iterable(of_ranks))) / self.worker.loss_divisor(rows)
             for of_ranks, rows in zip(by_step, self._rows, strict=True)
         ]
         first_step = self.state.step - len(values)
@@ -138,6 +138,11 @@ class StepLosses:
         self.watcher.steps_done(first_step, values)
         self._waiting.clear()
         self._rows.clear()
+
+
+def _sum(parts: list[float]) -> float:
+    """The sum, the same on every version of Python; NaN and infinities as they come."""
+    return math.fsum(parts) if all(map(math.isfinite, parts)) else sum(parts)
 
 
 def _record_epoch(

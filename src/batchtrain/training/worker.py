@@ -143,9 +143,14 @@ class ResidentSplit:
             yield Batch(numeric_BF, codes_BC, target_B)
 
     def weightless_row(self) -> Batch:
-        """The first row with weight 0: it takes part in a step and adds nothing to it."""
-        weight_B = torch.zeros(1, device=self.target_N.device)
-        return Batch(self.numeric_NF[:1], self.codes_NC[:1], self.target_N[:1], weight_B)
+        """A row of zeros with weight 0: it takes part in a step and adds nothing to it.
+
+        A row of the split could be so large that its loss is infinite, and 0 times that is NaN.
+        """
+        numeric_BF, codes_BC, target_B = (
+            torch.zeros_like(each[:1]) for each in (self.numeric_NF, self.codes_NC, self.target_N)
+        )
+        return Batch(numeric_BF, codes_BC, target_B, torch.zeros(1, device=target_B.device))
 
 
 class ResidentWorker:

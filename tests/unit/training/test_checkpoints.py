@@ -546,7 +546,8 @@ def test_r33_who_is_taken_over_is_told_and_one_model_is_published(
     monkeypatch.setattr("batchtrain.training.machine._one_at_a_time", nullcontext())
     runner = runner_in(tmp_path, every_steps=2)
     wanted, _, count = point.partition(":")
-    passed, models = 0, []
+    passed = 0
+    models: list[TrainedModel] = []
 
     def take_over_once(name: str) -> None:
         nonlocal passed
@@ -656,12 +657,14 @@ def test_a_model_that_is_published_while_the_run_is_claimed_is_not_trained_again
     tmp_path: Path,
 ) -> None:
     inner = MemoryStorage()
-    models = []
+    models: list[TrainedModel] = []
+    is_published = False
 
     def publish_meanwhile(verb: str, key: str) -> None:
-        if verb == "create" and key.endswith("owner/1.json") and not models:
-            models.append(0)
-            models[:] = [Runner(runner.loaded, inner).train()]
+        nonlocal is_published
+        if verb == "create" and key.endswith("owner/1.json") and not is_published:
+            is_published = True
+            models.append(Runner(runner.loaded, inner).train())
 
     runner = runner_in(tmp_path, WatchedStorage(inner, before=publish_meanwhile))
     with counted_steps() as taken:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from batchtrain.errors import DivergedError
 from batchtrain.spec.training import CheckpointSpec
@@ -210,6 +211,9 @@ class ThreadRanks:
         self.table.barrier.wait()
         self.gathered += 1
         return found
+
+    def gather_tensor(self, value: Tensor) -> list[Tensor]:
+        raise AssertionError("what the ranks agree on is no tensor")
 
 
 def together(size: int, rank_does: Callable[[ThreadRanks], Any]) -> list[Any]:

@@ -291,7 +291,9 @@ class SmallNet(nn.Module):
         self.double()
 
     def forward(self, numeric_BF: Tensor, codes_BC: Tensor) -> Tensor:
-        return self.layers(numeric_BF.to(self.layers[0].weight.dtype) / 10)
+        dtype = next(self.parameters()).dtype
+        outputs_BK: Tensor = self.layers(numeric_BF.to(dtype) / 10)
+        return outputs_BK
 
 
 def small_net(loss: LossName, *, dropout: float = 0.0) -> SmallNet:

@@ -343,19 +343,20 @@ def test_r04_r05_whatever_call_of_a_save_fails_the_checkpoint_before_stays(
 
 
 def test_r26_on_a_full_disk_nothing_is_deleted_to_make_room() -> None:
-    storage = FaultStorage(MemoryStorage())
+    inner = MemoryStorage()
+    storage = FaultStorage(inner)
     attempt = Attempt(storage, keep=1)
     with attempt.writer() as writer:
         for step in (1, 2):
             writer.save(snapshot_at(step, best_epoch=1), wait=True)
-        before = dict(storage.inner.files)
+        before = dict(inner.files)
         storage.faults = (
             Fault(1, "full", "write", lasting=True),
             Fault(1, "full", "create", lasting=True),
         )
         with pytest.raises(StorageError, match="No space left"):
             writer.save(snapshot_at(3, best_epoch=1), wait=True)
-    assert storage.inner.files == before
+    assert inner.files == before
 
 
 def test_r05_a_checkpoint_is_deleted_manifest_first_and_after_the_next_is_named() -> None:
@@ -480,7 +481,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def kinds_of(calls: Sequence[Call]) -> dict[tuple[str, str], int]:
     """Verb and kind of key to the last call of that kind, from 1."""
-    kinds = {}
+    kinds: dict[tuple[str, str], int] = {}
     for number, call in enumerate(calls, start=1):
         folder, _, name = call.key.rpartition("/")
         place = next((each for each in ("checkpoints", "owner", "model") if each in folder), "")
