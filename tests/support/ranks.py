@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 import safetensors.torch
 from torch import Tensor
 
@@ -18,20 +20,26 @@ from batchtrain.artifacts.trained import TrainedModel
 from batchtrain.pipeline import run_spec
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
+from batchtrain.spec.run import Determinism
 from batchtrain.storage import Storage
+from batchtrain.testing.processes import Limits
 from batchtrain.testing.training import GlooWorker
 from batchtrain.training.lineage import newest_checkpoint
-from tests.support.builders import layout_for, quantity_table, spec_for
+from tests.support.builders import layout_for, mixed_table, quantity_table, spec_for
 
 __all__ = [
     "KILLED_WHEN_SAVED",
     "SAVED_OFTEN",
+    "STUCK",
     "Told",
     "compared",
     "custom_spec",
+    "forwards_before",
     "is_running",
     "last_weights",
     "newest_step",
+    "small_spec",
+    "telling_pids",
     "train_ranks",
     "wait_until_gone",
 ]
@@ -41,6 +49,11 @@ SAVED_OFTEN = {"every_steps": 2, "every_seconds": None}
 KILLED_WHEN_SAVED = "step.optimizer:5:kill"
 """With `SAVED_OFTEN` the checkpoint two steps after the start is published by then: the next one
 waits for it, and the step after that for all ranks."""
+
+STUCK = Limits(stuck_seconds=5)
+
+WARM_UP_FORWARDS = 3
+"""What `exact_ddp` does before the first step of every start."""
 
 SECONDS_TO_VANISH = 60.0
 
@@ -187,6 +200,23 @@ def last_weights(trained: TrainedModel) -> dict[str, Tensor]:
     return safetensors.torch.load(trained.artifact.read("last.safetensors"))
 
 
+def small_spec(folder: Path, *, epochs: int = 3) -> LoadedSpec:
+    """Six steps an epoch, with dropout and Adam, in a folder that is made."""
+    folder.mkdir()
+    return spec_for(
+        folder,
+        mixed_table(60),
+        training={"epochs": epochs, "batch_size": 8, "checkpoint": SAVED_OFTEN},
+    )
+
+
+def forwards_before(step: int, determinism: Determinism) -> int:
+    """The training forwards of rank 1 of 3 before a step, from a start at step 0."""
+    if determinism == "order":
+        return WARM_UP_FORWARDS + step
+    return 3 * step  # it holds three of the eight groups
+
+
 @dataclass
 class Told(Progress):
     """Remembers what a person is told."""
@@ -212,6 +242,17 @@ def is_running(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return False
     return status.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
+
+@contextmanager
+def telling_pids(folder: Path, patch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder in which each process of a `FAULTY_NET` leaves its pid; waits until all are gone."""
+    folder.mkdir()
+    patch.setenv("RANK_PIDS", str(folder))
+    yield folder
+    told = [int(path.name) for path in folder.iterdir()]
+    assert told
+    wait_until_gone(told)
 
 
 def wait_until_gone(pids: list[int]) -> None:
