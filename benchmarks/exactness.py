@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -16,9 +17,9 @@ import torch
 
 from batchtrain.points import passed
 from batchtrain.row_order import RowOrder
-from batchtrain.training import gradients
+from batchtrain.training import gradients, worker
+from batchtrain.training.loop import StepLosses
 from batchtrain.training.plan import TrainingPlan
-from batchtrain.training.ranks import OneRank
 from benchmarks.exactness_loops import (
     LARGE,
     SMALL,
@@ -28,10 +29,8 @@ from benchmarks.exactness_loops import (
     OurTraining,
     Part,
     PlainTraining,
-    begun,
     made_order,
     made_plan,
-    quiet_keeper,
     shown,
 )
 from benchmarks.exactness_ranks import measure_canonical, measure_ranks
@@ -103,7 +102,8 @@ def measure_loops(effort: Effort) -> dict[str, Part]:
         found = [compare(taken, ours=EXACT, theirs=each, as_speed=False) for each in others]
         title = f"Exactness: {SMALL.name}, batch {batch_rows}, {num_rows:,} rows, times as long"
         shown(title, taken, found, steps=plan.steps_per_epoch)
-        _show_pieces(plan, Spread.of([each.cpu_s for each in taken[EXACT]]).median)
+        epoch_cpu_s = Spread.of([each.cpu_s for each in taken[EXACT]]).median
+        _show_pieces(OurTraining(rows, plan, SMALL), plan, epoch_cpu_s)
         parts[f"exactness, batch {batch_rows}"] = Part(taken, found)
     print(
         "Each contender trains an epoch a round, all from the same weights on the same rows. "
@@ -181,49 +181,68 @@ def _dropout_not_seeded() -> AbstractContextManager[object]:
     return mock.patch.object(gradients, "_seed_dropout", nothing)
 
 
-def _show_pieces(plan: TrainingPlan, epoch_cpu_s: float) -> None:
-    """What is done for exactness alone, beside a step of so much CPU time."""
+def _show_pieces(training: OurTraining, plan: TrainingPlan, epoch_cpu_s: float) -> None:
+    """What is done for exactness alone, beside an epoch of so much CPU time."""
     step_us = 1e6 * epoch_cpu_s / plan.steps_per_epoch
-    pieces = _pieces_us(plan)
+    pieces = _pieces_us(training, plan)
     pieces["all of these"] = sum(pieces.values())
-    lines = [[name, f"{us:.2f}", f"{us / step_us:.2%}"] for name, us in pieces.items()]
-    show("The pieces, each alone in a warm cache", ["", "CPU us a step", "of a step"], lines)
+    lines = [[name, f"{us:.1f}", f"{us / step_us:.1%}"] for name, us in pieces.items()]
+    show("The pieces, each timed inside the loop", ["", "CPU us a step", "of a step"], lines)
+    randperm_s = Spread.of([_randperm(plan.order.num_rows)().cpu_s for _ in range(7)]).median
+    print(f"torch.randperm would take {1e6 * randperm_s / plan.steps_per_epoch:.1f} us a step\n")
 
 
-def _pieces_us(plan: TrainingPlan) -> dict[str, float]:
-    """What each piece takes of a step, in CPU microseconds."""
-    cpu, state, keeper = torch.device("cpu"), begun(SMALL), quiet_keeper(OneRank())
-    epochs, order = _Epochs(plan.order), plan.order
-    order_s = _median_cpu_s(epochs) - _median_cpu_s(_randperm(order.num_rows))
-
-    def draw() -> None:
-        torch.rand(1)
-
-    def seed_and_draw() -> None:
-        gradients._seed_dropout(1, cpu)
-        torch.rand(1)
-
-    return {
-        "seed of dropout, and what the first draw takes longer": _each_us(seed_and_draw)
-        - _each_us(draw),
-        "order of rows, beyond torch.randperm": 1e6 * order_s / plan.steps_per_epoch,
-        "the keeper's look": _each_us(lambda: keeper.goes_on(state, mock.sentinel.losses)),
-        "five named points": 5 * _each_us(lambda: passed("step.rows")),
+def _pieces_us(training: OurTraining, plan: TrainingPlan) -> dict[str, float]:
+    """What each piece takes of a step, in CPU microseconds, while the loop runs for an epoch."""
+    watched: dict[str, tuple[object, str]] = {
+        "the order of rows": (worker, "rank_rows"),
+        "seeding dropout": (gradients, "_seed_dropout"),
+        "the keeper": (training.keeper, "goes_on"),
+        "losses for the history": (StepLosses, "add"),
     }
+    watches = {name: _Watch() for name in watched}
+    with ExitStack() as stack:
+        for name, (owner, attribute) in watched.items():
+            around = watches[name].around(getattr(owner, attribute))
+            stack.enter_context(mock.patch.object(owner, attribute, around))
+        training()
+    found = {name: watch.cpu_us / plan.steps_per_epoch for name, watch in watches.items()}
+    return {**found, "five named points, alone": _five_points_us()}
 
 
-def _median_cpu_s(contender: Contender) -> float:
-    return Spread.of([contender().cpu_s for _ in range(7)]).median
+def _five_points_us() -> float:
+    def points() -> None:
+        for _ in range(5 * CALLS):
+            passed("step.rows")
+
+    return 1e6 * Spread.of([timed(points).cpu_s for _ in range(7)]).median / CALLS
 
 
-def _each_us(call: Callable[[], object]) -> float:
-    """CPU microseconds of one call: the median of some runs of many."""
+class _Watch:
+    """Adds up the CPU time of the calls of a function, without that of reading the clock.
 
-    def many() -> None:
-        for _ in range(CALLS):
-            call()
+    Attributes:
+        cpu_us: Microseconds so far.
+    """
 
-    return 1e6 * _median_cpu_s(lambda: timed(many)) / CALLS
+    def __init__(self) -> None:
+        self.cpu_us = 0.0
+        self._clock_us = min(-_now_us() + _now_us() for _ in range(CALLS))
+
+    def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, watched."""
+
+        def call(*args: Any, **options: Any) -> Any:
+            began = _now_us()
+            result = function(*args, **options)
+            self.cpu_us += _now_us() - began - self._clock_us
+            return result
+
+        return call
+
+
+def _now_us() -> float:
+    return time.thread_time_ns() / 1e3
 
 
 if __name__ == "__main__":

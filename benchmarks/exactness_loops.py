@@ -20,10 +20,11 @@ from batchtrain.models.optim import build_optimizer, build_schedule
 from batchtrain.preparation.shards import SHARD_ROWS
 from batchtrain.row_order import WINDOW_ROWS, RowOrder
 from batchtrain.spec.model import MlpModel
-from batchtrain.spec.run import Determinism
+from batchtrain.spec.run import Determinism, ResourcesSpec
 from batchtrain.spec.training import CheckpointSpec, TrainingSpec
 from batchtrain.training.keeping import StateKeeper
 from batchtrain.training.loop import Keeper, StepLosses, train_until_done
+from batchtrain.training.machine import choose_machine, machine_in_force
 from batchtrain.training.plan import TrainingPlan, make_plan
 from batchtrain.training.ranks import OneRank, Ranks
 from batchtrain.training.state import TrainState
@@ -158,13 +159,14 @@ class OurTraining:
         self._plan = plan
         self._loss = make_loss("cross_entropy")
         self._within = within
+        self._machine = choose_machine(ResourcesSpec())
         self._worker = _WrapsOnce(
             plan, {"train": rows}, torch.device("cpu"), ranks=ranks, determinism=determinism
         )
 
     def __call__(self) -> Taken:
         """Train one more epoch."""
-        with self._within():
+        with machine_in_force(self._machine), self._within():
             return timed(self.train)
 
     def train(self, epochs: int = 1) -> None:
