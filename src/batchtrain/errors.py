@@ -15,6 +15,9 @@ BatchtrainError                     exit code 1
  |    +-- RankFailedError           1    one rank raised; the error names it
  |    +-- RankLostError             1    one rank's process ended without a word
  |    +-- RankStuckError            1    one rank makes no progress
+ |    +-- RankMemoryError           1    one rank was ended because memory ran out
+ |    +-- LauncherLostError         1    what starts and watches the ranks was lost
+ +-- ClusterError                   1    a cluster cannot do what is asked
  +-- OwnershipError                 1    who may write a run
  |    +-- RunOwnedError             1    another process is writing this run
  |    +-- FencedError               1    another process has taken this run over
@@ -35,15 +38,18 @@ __all__ = [
     "ArtifactError",
     "ArtifactMissingError",
     "BatchtrainError",
+    "ClusterError",
     "DataError",
     "DivergedError",
     "FencedError",
     "InterruptedRunError",
+    "LauncherLostError",
     "ModelRejectedError",
     "OwnershipError",
     "Problem",
     "RankFailedError",
     "RankLostError",
+    "RankMemoryError",
     "RankStuckError",
     "RunOwnedError",
     "SchemaMismatchError",
@@ -153,6 +159,18 @@ class RankLostError(TrainingError):
 
 class RankStuckError(TrainingError):
     """One rank made no progress within the limit; the message names it and where its stack is."""
+
+
+class RankMemoryError(TrainingError):
+    """One rank was ended because memory ran out; the message names it and what to lower."""
+
+
+class LauncherLostError(TrainingError):
+    """What starts and watches the ranks was lost, and the ranks with it."""
+
+
+class ClusterError(BatchtrainError):
+    """A cluster cannot be reached, or cannot do what is asked of it."""
 
 
 class OwnershipError(BatchtrainError):

@@ -30,5 +30,6 @@ def resolve(loaded: LoadedSpec, found: Survey) -> tuple[dict[str, Any], str]:
         loss=resolve_loss(spec.training.loss, task),
         metrics=metric_names(spec.evaluation.metrics, task),
         device=choose_machine(spec.resources).device,
+        workers=1 if spec.resources.workers == "auto" else spec.resources.workers,
     )
     return document, spec_yaml(document)

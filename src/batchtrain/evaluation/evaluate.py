@@ -129,6 +129,7 @@ def _resolved_yaml(
         loss=trained.content["loss"],
         metrics=metrics,
         device=trained.machine()["device"],
+        workers=trained.machine()["workers"],
     )
     return spec_yaml(document)
 

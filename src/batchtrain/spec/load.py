@@ -25,7 +25,7 @@ from batchtrain.spec.suggest import did_you_mean
 
 __all__ = ["LoadedSpec", "load_spec", "parse_spec"]
 
-LITERAL_NUMBERS = (("version",), ("resources", "workers"))
+LITERAL_NUMBERS = (("version",),)
 SUFFIXES = (".yaml", ".yml", ".json")
 
 

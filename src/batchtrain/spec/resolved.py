@@ -21,6 +21,7 @@ def resolved_document(
     loss: str,
     metrics: Sequence[str],
     device: str,
+    workers: int,
 ) -> dict[str, Any]:
     """Put the values in force in the place of every `auto`.
 
@@ -31,14 +32,14 @@ def resolved_document(
         loss: Its name.
         metrics: Their names.
         device: Where the model trains.
+        workers: On how many ranks.
     """
     document = spec.model_dump(mode="json")
     # Where the rows came from is as the user wrote it, whoever prepared them first.
     document["data"] = {**data, "source": spec.data.source}
     document["training"] |= {"batch_size": batch_rows, "loss": loss}
     document["evaluation"]["metrics"] = list(metrics)
-    document["engine"] = "embedded"
-    document["resources"] |= {"workers": 1, "device": device}
+    document["resources"] |= {"workers": workers, "device": device}
     if document["tracking"]["log_every_epochs"] == "auto":
         document["tracking"]["log_every_epochs"] = max(1, spec.training.epochs // 10)
     return document

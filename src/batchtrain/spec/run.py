@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -14,7 +14,14 @@ from batchtrain.spec.model import MlpModel, ModelSpec
 from batchtrain.spec.task import task_mismatches
 from batchtrain.spec.training import PlateauSchedule, TrainingSpec
 
-__all__ = ["Determinism", "ResourcesSpec", "RunSpec", "storage_address_problem"]
+__all__ = [
+    "Determinism",
+    "EngineName",
+    "ResourcesSpec",
+    "RetriesSpec",
+    "RunSpec",
+    "storage_address_problem",
+]
 
 STORES = "s3://, gs:// or az://"
 OBJECT_ADDRESS = re.compile(r"(?:s3|gs|az)://([A-Za-z0-9][A-Za-z0-9._-]{1,62})((?:/[^/]+)*)/?")
@@ -55,16 +62,36 @@ def storage_address_problem(text: str) -> str | None:
 
 
 Determinism = Literal["order", "canonical"]
+EngineName = Literal["auto", "embedded", "ray"]
 
 
 class ResourcesSpec(SpecModel):
     """What the run may use; it never changes which rows a batch holds."""
 
-    workers: Literal["auto", 1] = "auto"
+    workers: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
+    """The ranks of a training. `auto` is 1 without a cluster; with one, what it has and the batch
+    can feed."""
     cpus_per_worker: int = Field(default=1, ge=1, le=1024)
     """The threads of one worker; they are part of the numerical result."""
+    gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, le=1)] = "auto"
+    """`auto` is 1 where the cluster has a GPU for each worker."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a CUDA device where there is one."""
+    rows: Literal["auto", "resident", "streaming"] = "auto"
+    """Whether a worker keeps its rows in memory, or reads them anew in each epoch. `auto` keeps
+    them where they fit; the batches are the same."""
+
+
+class RetriesSpec(SpecModel):
+    """How often a training that was cut goes on by itself, by what cut it.
+
+    An error of the model, of the data or of the spec is never tried again.
+    """
+
+    lost_worker: int = Field(default=3, ge=0, le=1000)
+    """A worker, its node or the controller was lost, or made no progress."""
+    out_of_memory: int = Field(default=1, ge=0, le=1000)
+    """A worker was ended because memory ran out."""
 
 
 class RunSpec(SpecModel):
@@ -81,11 +108,14 @@ class RunSpec(SpecModel):
     training: TrainingSpec = TrainingSpec()
     evaluation: EvaluationSpec = EvaluationSpec()
     export: ExportSpec = ExportSpec()
-    engine: Literal["auto", "embedded"] = "auto"
+    engine: EngineName = "auto"
+    """What reads and writes rows: this process, or Ray Data over a cluster; the result is the
+    same. `auto` takes Ray for large inputs and several workers."""
     determinism: Determinism = "order"
     """`order`: the same rows in every batch, whatever the number of workers. `canonical`: the same
     bits as well, at the cost of eight smaller steps for each."""
     resources: ResourcesSpec = ResourcesSpec()
+    retries: RetriesSpec = RetriesSpec()
     tracking: TrackingSpec = TrackingSpec()
     storage: str = Field(default="./runs", min_length=1, max_length=4096)
     """A folder, relative to the spec file, or an address such as s3://bucket/runs."""
@@ -101,7 +131,7 @@ class RunSpec(SpecModel):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunSpec:
-        problems = [*self._split_problems(), *self._task_problems()]
+        problems = [*self._split_problems(), *self._task_problems(), *self._resource_problems()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -126,6 +156,21 @@ class RunSpec(SpecModel):
             problems.append(
                 "`evaluation.require` is checked on the test split, "
                 "but `data.split.fractions.test` is 0"
+            )
+        return problems
+
+    def _resource_problems(self) -> list[str]:
+        """Resources that contradict each other or the engine."""
+        problems = []
+        several = self.resources.workers != "auto" and self.resources.workers > 1
+        if self.engine == "embedded" and several:
+            problems.append(
+                f"`resources.workers` is {self.resources.workers}, but `engine: embedded` has one "
+                "worker; use `engine: auto` or `ray`, or one worker"
+            )
+        if self.resources.gpus_per_worker == 1 and self.resources.device == "cpu":
+            problems.append(
+                "`resources.gpus_per_worker` is 1, but `resources.device` is cpu; remove one"
             )
         return problems
 

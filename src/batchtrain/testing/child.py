@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from batchtrain import points
-from batchtrain.testing.failures import Failure
+from batchtrain.failures import Failure
 
 __all__ = ["HEARTBEAT_SECONDS", "Report", "Surroundings", "listen_too", "run_rank", "stack_path"]
 

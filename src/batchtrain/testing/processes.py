@@ -22,9 +22,9 @@ from batchtrain.testing.child import (
     listen_too,
     stack_path,
 )
-from batchtrain.testing.failures import CollateralError, Failure, lost_error
+from batchtrain.failures import CollateralError, Failure, lost_error
 from batchtrain.testing.starting import ServerGoneError, started
-from batchtrain.testing.watch import SlowWatch, Standing, find_stuck
+from batchtrain.training.watch import SlowWatch, Standing, find_stuck
 
 __all__ = ["DEFAULT_LIMITS", "CollateralError", "Limits", "Report", "listen_too", "run_processes"]
 

@@ -154,7 +154,7 @@ def test_an_override_mends_what_is_wrong_in_the_file() -> None:
         ("training.epochs='3'", "training.epochs", "found '3' (text)  Remove the quotes"),
         ("data.split.fractions.train=0.8", "data.split.kind", "the key 'kind' is missing"),
         ("model.kind=mpl", "model.kind", "Did you mean 'mlp'?"),
-        ("engine=ray", "engine", "not built yet"),
+        ("engine=rya", "engine", "found 'rya'"),
         ("seed=.nan", "seed", "finite number"),
         ("seed=&a 1", "seed", "an anchor"),
         ("training={epochs: 1, epochs: 2}", "training.epochs", "appears twice"),

@@ -14,7 +14,7 @@ from batchtrain.errors import (
     RankFailedError,
     SpecError,
 )
-from batchtrain.testing.failures import CollateralError, Failure, lost_error
+from batchtrain.failures import CollateralError, Failure, lost_error
 
 OWN = [
     getattr(errors, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchtrain.testing.watch import SlowWatch, Standing, find_stuck
+from batchtrain.training.watch import SlowWatch, Standing, find_stuck
 
 WINDOW = 10
 

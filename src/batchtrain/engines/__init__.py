@@ -1,0 +1,1 @@
+"""What carries pure functions over the blocks of a table: this process, or Ray."""
