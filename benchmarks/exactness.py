@@ -17,7 +17,7 @@ import torch
 
 from batchtrain.points import passed
 from batchtrain.row_order import RowOrder
-from batchtrain.training import gradients, worker
+from batchtrain.training import gradients, rows
 from batchtrain.training.loop import StepLosses
 from batchtrain.training.plan import TrainingPlan
 from benchmarks.exactness_loops import (
@@ -195,7 +195,7 @@ def _show_pieces(training: OurTraining, plan: TrainingPlan, epoch_cpu_s: float) 
 def _pieces_us(training: OurTraining, plan: TrainingPlan) -> dict[str, float]:
     """What each piece takes of a step, in CPU microseconds, while the loop runs for an epoch."""
     watched: dict[str, tuple[object, str]] = {
-        "the order of rows": (worker, "rank_rows"),
+        "the order of rows": (rows, "rank_rows"),
         "seeding dropout": (gradients, "_seed_dropout"),
         "the keeper": (training.keeper, "goes_on"),
         "losses for the history": (StepLosses, "add"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import traceback
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from batchtrain import errors
@@ -17,7 +19,7 @@ from batchtrain.errors import (
     SpecError,
 )
 
-__all__ = ["CollateralError", "Failure", "RankTracebackError", "lost_error"]
+__all__ = ["CollateralError", "Failure", "RankTracebackError", "lost_error", "text_of"]
 
 TRACEBACK_CHARACTERS = 10_000
 
@@ -45,6 +47,7 @@ class Failure:
         type_name: The name of the class that was raised.
         text: What it said.
         trace: Its traceback.
+        frame: The line of the user's code that led to it; the line that raised where there is none.
         is_collateral: Whether it only says that another rank is gone.
         problems: Those of a `SpecError`.
     """
@@ -53,6 +56,7 @@ class Failure:
     type_name: str
     text: str
     trace: str
+    frame: str = ""
     is_collateral: bool = False
     problems: tuple[dict[str, str], ...] = ()
 
@@ -66,8 +70,9 @@ class Failure:
         return cls(
             own=own,
             type_name=type(error).__name__,
-            text=str(error) or ("Ctrl-C" if isinstance(error, KeyboardInterrupt) else ""),
+            text=text_of(error) or ("Ctrl-C" if isinstance(error, KeyboardInterrupt) else ""),
             trace="".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:],
+            frame=_frame(error),
             is_collateral=isinstance(error, CollateralError),
             problems=tuple(asdict(problem) for problem in problems),
         )
@@ -86,16 +91,29 @@ class Failure:
         """Whether the rank stopped because it was asked to."""
         return self.own == InterruptedRunError.__name__
 
-    def to_error(self, rank: int, size: int) -> BatchtrainError:
+    def to_error(self, rank: int, size: int, *, log: str = "") -> BatchtrainError:
         """The error for the caller: of the same class where it is one of ours.
 
-        Its cause holds the traceback of the rank. A `RankFailedError` has it in its text too.
+        Its cause holds the traceback of the rank. A `RankFailedError` has it in its text too, or
+        in its place the line that raised, where there is a log that holds the rest.
+
+        Args:
+            rank: Which one.
+            size: Of how many.
+            log: Where the log of the rank is.
         """
         error: BatchtrainError
         if self.own == SpecError.__name__:
             error = SpecError([Problem(**problem) for problem in self.problems])
         elif self.own:
             error = OWN_CLASSES[self.own](f"rank {rank}: {self.text}")
+        elif log:
+            error = RankFailedError(
+                f"expected rank {rank} of {size} to go on, found {self.type_name}: {self.text}\n"
+                f"  at {self.frame}\n"
+                f"The other ranks were ended. The whole traceback is in {log}. Correct it and run "
+                "the same command again"
+            )
         else:
             error = RankFailedError(
                 f"expected rank {rank} of {size} to go on, found {self.type_name}: {self.text}. "
@@ -127,6 +145,36 @@ def lost_error(rank: int, size: int, exit_code: int, doings: str) -> RankLostErr
         f"The other ranks were ended. {advice}Run the same command again to go on from the "
         "newest checkpoint"
     )
+
+
+def text_of(error: BaseException) -> str:
+    """What an error says, shortened; also where asking it raises."""
+    try:
+        return str(error)[:TRACEBACK_CHARACTERS]
+    except Exception as another:  # noqa: BLE001 - a class of the user's may do anything
+        return f"(its text cannot be had: {type(another).__name__})"
+
+
+def _frame(error: BaseException) -> str:
+    """The innermost line outside of this package and of installed ones, else the innermost."""
+    chain: list[BaseException] = []
+    each: BaseException | None = error
+    while each is not None and not any(each is link for link in chain):
+        chain.append(each)
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
+    frames = [frame for link in chain for frame in traceback.extract_tb(link.__traceback__)[::-1]]
+    theirs = [frame for frame in frames if not _is_installed(frame.filename)]
+    for frame in (theirs or frames)[:1]:
+        return f"{frame.filename}:{frame.lineno} in {frame.name}: {frame.line}"
+    return "an unknown line"
+
+
+def _is_installed(filename: str) -> bool:
+    parts = Path(filename).parts
+    is_ours = Path(filename).is_relative_to(Path(__file__).parent)
+    is_standard = Path(filename).is_relative_to(Path(os.__file__).parent)
+    packages = {"site-packages", "dist-packages"} & set(parts)
+    return is_ours or is_standard or bool(packages) or filename.startswith("<")
 
 
 def _is_own(base: type) -> bool:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from batchtrain.errors import RankLostError, TrainingError
+from batchtrain.errors import ArtifactDamagedError, RankLostError, TrainingError
+from batchtrain.preparation import prepare
+from batchtrain.preparation import shards as writing
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.run import Determinism
 from batchtrain.training import machine
-from tests.support.builders import mixed_table, quantity_table, spec_for
+from tests.support.builders import mixed_table, prepared_for, quantity_table, spec_for
 from tests.support.ranks import (
     KILLED_WHEN_SAVED,
     SAVED_OFTEN,
@@ -124,6 +126,53 @@ def test_p2_a_part_of_the_network_that_few_rows_use_learns_as_in_one_process(
         found.append(last_weights(train_ranks(loaded, size)))
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-5, atol=1e-6)
+
+
+# --- rows in memory, or streaming -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("determinism", ["order", "canonical"])
+def test_p2_ranks_whose_rows_stream_end_with_the_same_bytes_after_a_kill_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, determinism: Determinism
+) -> None:
+    # Nine shards, in windows of two.
+    monkeypatch.setattr(writing, "SHARD_ROWS", 8)
+    monkeypatch.setattr(prepare, "WINDOW_ROWS", 16)
+    sections: dict[str, Any] = {
+        "data": {"lanes": 2 if determinism == "order" else 1},
+        "training": {"epochs": 3, "batch_size": 6, "checkpoint": SAVED_OFTEN},
+        "tracking": {"tensorboard": False, "monitor": ["train", "valid"]},
+        "determinism": determinism,
+    }
+    found = {}
+    for rows in ("resident", "streaming", "killed"):
+        folder = tmp_path / rows
+        folder.mkdir()
+        resources = {"rows": "resident" if rows == "resident" else "streaming"}
+        loaded = spec_for(folder, mixed_table(103), **sections, resources=resources)
+        if rows == "killed":
+            with pytest.raises(RankLostError):
+                train_ranks(loaded, 3, faults={1: "step.optimizer:15:kill"})
+            assert newest_step(loaded) > 0
+        found[rows] = train_ranks(loaded, 3)
+    assert found["streaming"].machine()["rows"] == "streaming"
+    expected = compared(found["resident"])
+    assert compared(found["streaming"]) == expected
+    assert compared(found["killed"]) == expected
+
+
+def test_d26_one_rank_that_finds_a_damaged_shard_ends_all_with_its_name(tmp_path: Path) -> None:
+    loaded = spec_for(
+        tmp_path, mixed_table(103), data={"lanes": 6}, resources={"rows": "streaming"}
+    )
+    prepared = prepared_for(loaded)
+    # Of the last lane, which the last rank alone reads.
+    name = prepared.shard_names("train")[-1]
+    storage, key = prepared.artifact.storage, prepared.artifact.key
+    path = f"{key}/{prepared.artifact.manifest.files[name].path}"
+    storage.write(path, storage.read(path)[:-1] + b"!")
+    with pytest.raises(ArtifactDamagedError, match=rf"{name}.*found other bytes"):
+        train_ranks(loaded, 3)
 
 
 # --- canonical: the number of ranks does not show ---------------------------------------------

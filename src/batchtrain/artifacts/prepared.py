@@ -15,7 +15,7 @@ from batchtrain.artifacts.parquet_bytes import parquet_bytes, table_from_bytes
 from batchtrain.errors import ArtifactDamagedError
 from batchtrain.spec.task import Task
 
-__all__ = ["PREPARED_DATA", "PreparedData", "SplitRows"]
+__all__ = ["PREPARED_DATA", "PreparedData", "SplitRows", "near_equal_bounds"]
 
 PREPARED_DATA = ArtifactKind("prepared_data", 2)
 
@@ -129,24 +129,65 @@ class PreparedData:
         """How many rows a split has."""
         return int(self.content["splits"][split]["rows"])
 
+    def shard_names(self, split: str) -> list[str]:
+        """The files of a split, in the order of its rows."""
+        return list(self.content["splits"][split]["shards"])
+
+    def shard_bounds(self, split: str) -> npt.NDArray[np.int64]:
+        """The first row of each shard of a split, and the end of the last one: int64 `[S + 1]`."""
+        return near_equal_bounds(self.num_rows(split), len(self.shard_names(split)))
+
+    def shard(self, split: str, number: int) -> SplitRows:
+        """The rows of one shard, checked against the manifest.
+
+        Raises:
+            ArtifactDamagedError: If the shard is not what the manifest says.
+        """
+        name = self.shard_names(split)[number]
+        data, where = self.artifact.read(name), self.artifact.file_url(name)
+        rows = SplitRows.from_bytes(data, where=where)
+        self.check_shard(split, number, rows)
+        return rows
+
+    def check_shard(self, split: str, number: int, rows: SplitRows) -> None:
+        """Make sure that rows can be those of one shard, whoever read them.
+
+        Raises:
+            ArtifactDamagedError: If there are more or fewer than planned, if they have another
+                width, or if their row numbers do not ascend.
+        """
+        start, end = self.shard_bounds(split)[number : number + 2]
+        widths = (rows.numeric.shape[1], rows.codes.shape[1])
+        expected = (self.num_numeric, len(self.cardinalities))
+        problem = ""
+        if len(rows) != end - start:
+            problem = f"expected {end - start} rows in {{}}, found {len(rows)}"
+        elif widths != expected:
+            problem = (
+                f"expected {expected[0]} numeric and {expected[1]} categorical columns in {{}}, "
+                f"found {widths[0]} and {widths[1]}"
+            )
+        elif not (np.diff(rows.row_id) > 0).all():
+            place = int(np.argmin(np.diff(rows.row_id) > 0)) + 1
+            problem = (
+                f"expected ascending row numbers in {{}}, found {rows.row_id[place]} after "
+                f"{rows.row_id[place - 1]}"
+            )
+        if problem:
+            name = self.shard_names(split)[number]
+            raise ArtifactDamagedError(
+                f"{problem.format(self.artifact.file_url(name))}. The prepared data are damaged: "
+                f"delete the folder {self.artifact.url} and prepare again"
+            )
+
     def load(self, split: str) -> SplitRows:
         """All rows of a split, in the order in which the input had them.
 
         Raises:
             ArtifactDamagedError: If a shard is not what the manifest says.
         """
-        names = self.content["splits"][split]["shards"]
-        parts = [
-            SplitRows.from_bytes(self.artifact.read(name), where=self.artifact.file_url(name))
-            for name in names
-        ]
-        rows = SplitRows.concatenate(parts)
-        if len(rows) != self.num_rows(split):
-            raise ArtifactDamagedError(
-                f"expected {self.num_rows(split)} rows in the {split} split of "
-                f"{self.artifact.url}, found {len(rows)}. Delete that folder and prepare again"
-            )
-        return rows
+        shards = range(len(self.shard_names(split)))
+        return SplitRows.concatenate([self.shard(split, number) for number in shards])
 
     def preprocessing_state(self) -> dict[str, Any]:
         """The fitted preprocessor as JSON."""
@@ -165,6 +206,19 @@ class PreparedData:
         return table, row_id
 
 
+def near_equal_bounds(num_rows: int, num_shards: int) -> npt.NDArray[np.int64]:
+    """Where each of some shards begins, and the end of the last: sizes differ by at most one row.
+
+    Returns:
+        int64 `[num_shards + 1]`: shard `j` is rows `[j*N // S, (j+1)*N // S)`.
+
+    Example:
+        >>> near_equal_bounds(10, 4).tolist()
+        [0, 2, 5, 7, 10]
+    """
+    return np.arange(num_shards + 1, dtype=np.int64) * num_rows // num_shards
+
+
 def _packed(rows: npt.NDArray[Any]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
 
@@ -174,4 +228,5 @@ def _unpacked(table: pa.Table, name: str, dtype: np.dtype[Any]) -> npt.NDArray[A
         return np.empty((table.num_rows, 0), dtype=dtype)
     width = table.schema.field(name).type.list_size
     parts = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[name].chunks]
-    return np.concatenate(parts).astype(dtype, copy=False).reshape(-1, width)
+    values = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return values.astype(dtype, copy=False).reshape(-1, width)

@@ -15,6 +15,7 @@ from batchtrain.spec.task import task_mismatches
 from batchtrain.spec.training import PlateauSchedule, TrainingSpec
 
 __all__ = [
+    "CANONICAL_GROUPS",
     "Determinism",
     "EngineName",
     "ResourcesSpec",
@@ -60,6 +61,10 @@ def storage_address_problem(text: str) -> str | None:
         return "expected an address such as s3://bucket/runs, found '.' or '..' as a folder of it"
     return None
 
+
+CANONICAL_GROUPS = 8
+"""The groups of a canonical batch, and so the most workers that can share one. Part of the result:
+another number is another rounding, and other draws of dropout."""
 
 Determinism = Literal["order", "canonical"]
 EngineName = Literal["auto", "embedded", "ray"]
@@ -162,11 +167,16 @@ class RunSpec(SpecModel):
     def _resource_problems(self) -> list[str]:
         """Resources that contradict each other or the engine."""
         problems = []
-        several = self.resources.workers != "auto" and self.resources.workers > 1
-        if self.engine == "embedded" and several:
+        workers = 1 if self.resources.workers == "auto" else self.resources.workers
+        if self.engine == "embedded" and workers > 1:
             problems.append(
-                f"`resources.workers` is {self.resources.workers}, but `engine: embedded` has one "
+                f"`resources.workers` is {workers}, but `engine: embedded` has one "
                 "worker; use `engine: auto` or `ray`, or one worker"
+            )
+        if self.determinism == "canonical" and workers > CANONICAL_GROUPS:
+            problems.append(
+                f"`resources.workers` is {workers}, but `determinism: canonical` divides each "
+                f"batch among {CANONICAL_GROUPS} at most; use fewer"
             )
         if self.resources.gpus_per_worker == 1 and self.resources.device == "cpu":
             problems.append(

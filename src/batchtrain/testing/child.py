@@ -19,10 +19,9 @@ from typing import Any
 
 from batchtrain import points
 from batchtrain.failures import Failure
+from batchtrain.training.watch import HEARTBEAT_SECONDS, PointCounter
 
 __all__ = ["HEARTBEAT_SECONDS", "Report", "Surroundings", "listen_too", "run_rank", "stack_path"]
-
-HEARTBEAT_SECONDS = 0.5
 
 ORPHANED = 75
 """The exit code of a rank whose parent is gone; nobody is left to read it."""
@@ -65,30 +64,6 @@ class Surroundings:
             stack.callback(faulthandler.disable)
             faulthandler.register(signal.SIGUSR1, file, all_threads=True)
             stack.callback(faulthandler.unregister, signal.SIGUSR1)
-
-
-class PointCounter:
-    """Counts the points that this process passes; it costs about as much as a call.
-
-    Attributes:
-        passed: Those of the main thread, which tell who waits for whom: all ranks pass the same.
-        last: The name of the last of them.
-        beside: Those of other threads, such as the one in which rank 0 writes checkpoints. They
-            are progress, and no other rank passes them.
-    """
-
-    def __init__(self) -> None:
-        self.passed = 0
-        self.last = ""
-        self.beside = 0
-
-    def __call__(self, name: str) -> None:
-        """A point is passed."""
-        if threading.current_thread() is threading.main_thread():
-            self.passed += 1
-            self.last = name
-        else:
-            self.beside += 1
 
 
 _counter = PointCounter()
@@ -177,8 +152,7 @@ class _Messenger:
 
 
 def _encoded(message: dict[str, Any]) -> bytes:
-    standing = {"passed": _counter.passed, "last": _counter.last, "beside": _counter.beside}
-    return json.dumps({**message, **standing}).encode()
+    return json.dumps({**message, **_counter.standing()}).encode()
 
 
 class _Leash:

@@ -23,6 +23,7 @@ from batchtrain.testing.processes import (
     Report,
     run_processes,
 )
+from batchtrain.training.collateral import tells_of_another
 from batchtrain.training.ranks import GlooRanks
 
 __all__ = ["gloo_target", "join_gloo", "run_gloo"]
@@ -33,20 +34,6 @@ JOIN_SECONDS = 60.0
 JOIN_ATTEMPTS = 2
 
 JOINED = {"gloo": "joined"}
-
-GONE = (
-    "gloo/transport",
-    "Gloo connect",
-    "Connection closed by peer",
-    "Connection reset by peer",
-    "Broken pipe",
-    "Wait timeout",
-    "Timed out waiting",
-)
-"""What gloo says when a rank is gone, or does not answer."""
-
-OWN_FAULT = "enforce fail"
-"""What it says when two ranks do not do the same, such as tensors of two sizes."""
 
 
 def run_gloo(
@@ -133,7 +120,7 @@ def gloo_target(
         passed("gloo.joined")
         return f(GlooRanks(), report)
     except Exception as error:
-        if _tells_of_another(error):
+        if tells_of_another(error):
             raise CollateralError(f"{type(error).__name__}: {error}") from error
         raise
 
@@ -169,16 +156,3 @@ def join_gloo(
 def _leave_gloo() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _tells_of_another(error: BaseException | None) -> bool:
-    """Whether an error, or one that led to it, says that another rank is gone."""
-    while error is not None:
-        text = str(error)
-        if isinstance(error, dist.DistError):
-            return True
-        is_gone = any(words in text for words in GONE) and OWN_FAULT not in text
-        if is_gone and isinstance(error, RuntimeError):
-            return True
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return False

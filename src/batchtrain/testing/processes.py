@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from batchtrain.errors import InterruptedRunError, RankFailedError, RankStuckError
+from batchtrain.failures import CollateralError, Failure, lost_error
 from batchtrain.testing.child import (
     HEARTBEAT_SECONDS,
     Report,
     listen_too,
     stack_path,
 )
-from batchtrain.failures import CollateralError, Failure, lost_error
 from batchtrain.testing.starting import ServerGoneError, started
 from batchtrain.training.watch import SlowWatch, Standing, find_stuck
 

@@ -5,23 +5,21 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from batchtrain.artifacts.claims import read_claims
-from batchtrain.errors import ArtifactMissingError
 from batchtrain.progress import Progress
+from batchtrain.spec.run import ResourcesSpec
 from batchtrain.storage import local_folder
 from batchtrain.testing.child import Report, listen_too
 from batchtrain.testing.faults import PointFaults
 from batchtrain.testing.gloo import run_gloo
 from batchtrain.testing.processes import DEFAULT_LIMITS, Limits
 from batchtrain.training.interrupt import stop_on_signals
-from batchtrain.training.lineage import published_checkpoints
-from batchtrain.training.machine import machine_in_force
-from batchtrain.training.rank import TrainTask, resumed_state, train_rank
+from batchtrain.training.launched import SentProgress, hear_progress, last_state
+from batchtrain.training.machine import MachineChoices, choose_machine
+from batchtrain.training.rank import TrainTask, train_rank
 from batchtrain.training.ranks import GlooRanks
 from batchtrain.training.state import TrainState
 
@@ -36,6 +34,7 @@ class GlooWorker:
 
     Attributes:
         size: W, the number of ranks.
+        restarts: See `Launcher`.
         passed: Point to how often each rank passed it in the last training that ended.
     """
 
@@ -46,6 +45,7 @@ class GlooWorker:
         faults: Mapping[int, str] | None = None,
         limits: Limits = DEFAULT_LIMITS,
         stacks: Path | None = None,
+        restarts: bool = False,
     ) -> None:
         """Launch nothing yet.
 
@@ -54,12 +54,18 @@ class GlooWorker:
             faults: Rank to what happens to it on purpose, as `PointFaults.parse` reads it.
             limits: When a rank counts as stuck, and how long a stop may take.
             stacks: The folder for the stacks of a rank that is stuck.
+            restarts: Whether ranks that are lost are started again, within `retries`.
         """
         self.size = size
+        self.restarts = restarts
         self.passed: list[dict[str, int]] = []
         self._faults = dict(faults or {})
         self._limits = limits
         self._stacks = stacks
+
+    def choose_machine(self, resources: ResourcesSpec) -> MachineChoices:
+        """See `Launcher.choose_machine`."""
+        return choose_machine(resources, workers=self.size)
 
     def __call__(
         self, task: TrainTask, progress: Progress, stop_requested: Callable[[], bool]
@@ -73,10 +79,7 @@ class GlooWorker:
         """
 
         def hear(_rank: int, value: Mapping[str, Any]) -> None:
-            if "note" in value:
-                progress.note(value["note"])
-            else:
-                progress.epoch_finished(value["epoch"], value["epochs"])
+            hear_progress(value, progress)
 
         stacks = self._stacks or _stacks_of(task)
         try:
@@ -94,22 +97,7 @@ class GlooWorker:
                 with suppress(OSError):
                     stacks.parent.rmdir()
         self.passed = [result["passed"] for result in results]
-        return _last_state(task)
-
-
-class _Reported(Progress):
-    """Sends what a rank's training says to the process that launched it."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-
-    def epoch_finished(self, record: Mapping[str, Any], epochs: int) -> None:
-        """See `Progress.epoch_finished`."""
-        self._report({"epoch": dict(record), "epochs": epochs})
-
-    def note(self, text: str) -> None:
-        """See `Progress.note`."""
-        self._report({"note": text})
+        return last_state(task)
 
 
 def _train(
@@ -119,7 +107,7 @@ def _train(
     listener = PointFaults.parse(faults.get(ranks.rank, ""))
     listen_too(listener)
     with stop_on_signals(only_first=False) as stop_requested:
-        train_rank(task, ranks, _Reported(report), stop_requested, save_last=True)
+        train_rank(task, ranks, SentProgress(report), stop_requested, save_last=True)
     return {"passed": dict(listener.passed)}
 
 
@@ -132,21 +120,3 @@ def _stacks_of(task: TrainTask) -> Path:
     if folder is None:
         return Path(tempfile.mkdtemp(prefix="batchtrain-stacks-")) / f"attempt-{task.claim}"
     return folder / task.layout.logs / f"attempt-{task.claim}"
-
-
-def _last_state(task: TrainTask) -> TrainState:
-    """The state after the last step, which rank 0 left as a checkpoint.
-
-    Raises:
-        ArtifactMissingError: If it is gone.
-    """
-    layout = task.layout
-    names = published_checkpoints(layout, read_claims(layout.storage, layout.root))
-    if not names or names[-1].claim != task.claim:
-        raise ArtifactMissingError(
-            f"expected the last state of the training in {layout.storage.url(layout.checkpoints)}, "
-            "found no checkpoint of this attempt. Let nobody clean this folder while a run writes"
-        )
-    last = replace(task, resumed=names[-1], digest="", inexact=())
-    with machine_in_force(task.machine) as device:
-        return resumed_state(last, device)

@@ -21,14 +21,11 @@ from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss
 from batchtrain.points import passed
 from batchtrain.row_order import counter_generator
-from batchtrain.spec.run import Determinism
+from batchtrain.spec.run import CANONICAL_GROUPS, Determinism
 from batchtrain.training.ddp import exact_ddp
 from batchtrain.training.ranks import Ranks
 
-__all__ = ["CANONICAL_GROUPS", "Gradients", "make_gradients"]
-
-CANONICAL_GROUPS = 8
-"""Part of the result: another number is another rounding, and other draws of dropout."""
+__all__ = ["Gradients", "held_groups", "make_gradients"]
 
 
 class Gradients(Protocol):
@@ -139,7 +136,7 @@ class _InGroups:
                 "more. Use fewer workers, or `determinism: order`"
             )
         self.num_parts = CANONICAL_GROUPS
-        self.parts = _held(ranks.size, ranks.rank)
+        self.parts = held_groups(ranks.size, ranks.rank)
         self._ranks = ranks
         self._device = device
         self._dropout_seeds = [_dropout_seed(seed, part) for part in self.parts]
@@ -192,7 +189,7 @@ class _InGroups:
         mine_GP = torch.stack([*mine_P, *[torch.zeros_like(mine_P[0])] * (most - len(mine_P))])
         total_P = torch.zeros_like(mine_P[0])
         for rank, gathered_GP in enumerate(self._ranks.gather_tensor(mine_GP)):
-            for place in range(len(_held(size, rank))):
+            for place in range(len(held_groups(size, rank))):
                 total_P += gathered_GP[place]
         sum_P, uses = total_P.split([len(total_P) - len(trained), len(trained)])
         return sum_P, [count > 0 for count in uses.tolist()]
@@ -217,7 +214,7 @@ def _check_used(awaited: list[tuple[str, nn.Parameter]]) -> None:
             )
 
 
-def _held(size: int, rank: int) -> range:
+def held_groups(size: int, rank: int) -> range:
     """The groups that a rank holds."""
     return range(rank * CANONICAL_GROUPS // size, (rank + 1) * CANONICAL_GROUPS // size)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from batchtrain.progress import Progress
+from batchtrain.spec.run import ResourcesSpec
 
 __all__ = ["Launcher"]
 
@@ -14,8 +15,15 @@ class Launcher(Protocol):
     """Runs all ranks of a training, each by `batchtrain.training.rank.train_rank`."""
 
     @property
-    def size(self) -> int:
-        """W, the number of ranks."""
+    def restarts(self) -> bool:
+        """Whether ranks that were lost are started again by themselves, within `retries`."""
+        ...
+
+    def choose_machine(self, resources: ResourcesSpec) -> Any:
+        """The `MachineChoices` of the next start, the number of ranks among them.
+
+        It may be another number than that of the last start, where a cluster has changed.
+        """
         ...
 
     def __call__(self, task: Any, progress: Progress, stop_requested: Callable[[], bool]) -> Any:

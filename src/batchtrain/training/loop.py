@@ -212,10 +212,11 @@ def measure(model: nn.Module, loss: Loss, worker: Worker, split: str) -> dict[st
         DivergedError: If the loss is not finite.
     """
     model.eval()
-    mine = [
-        [number, *_block_parts(model(batch.numeric_BF, batch.codes_BC), batch, loss)]
-        for number, batch in worker.split_blocks(split)
-    ]
+    mine: list[list[float]] = []
+    for number, batch in worker.split_blocks(split):
+        outputs_BK = model(batch.numeric_BF, batch.codes_BC)
+        mine.append([number, *_block_parts(outputs_BK, batch, loss)])
+        passed("measure.block")
     blocks = sorted(block for of_rank in worker.ranks.gather(mine) for block in of_rank)
     found = _merged(block[1:] for block in blocks)
     if not math.isfinite(found.loss_sum):

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -31,6 +31,7 @@ class MachineChoices:
         threads: Intra-op threads; their number is part of the rounding.
         fused: Whether the optimizer takes torch's one-kernel step.
         gather_rows: Rows gathered in one go.
+        rows: `resident` or `streaming`, or `auto` while that is not decided. It shows in no bit.
         workers: W, the ranks among which the batches are divided.
         capability: The CPU's vector unit, or the GPU's name.
         torch: The version of torch.
@@ -42,6 +43,7 @@ class MachineChoices:
     threads: int
     fused: bool
     gather_rows: int
+    rows: Literal["auto", "resident", "streaming"]
     workers: int
     capability: str
     torch: str
@@ -59,13 +61,16 @@ class MachineChoices:
             "threads": self.threads,
             "fused": self.fused,
             "gather_rows": self.gather_rows,
+            "rows": self.rows,
         }
 
     def differences(self, other: MachineChoices) -> dict[str, tuple[Any, Any]]:
-        """What differs between two machines: name to both values."""
+        """What differs between two machines and may show in a result: name to both values."""
         mine, theirs = asdict(self), asdict(other)
         return {
-            name: (value, theirs[name]) for name, value in mine.items() if value != theirs[name]
+            name: (value, theirs[name])
+            for name, value in mine.items()
+            if value != theirs[name] and name != "rows"
         }
 
     @classmethod
@@ -98,6 +103,7 @@ def choose_machine(resources: ResourcesSpec, *, workers: int = 1) -> MachineChoi
         threads=resources.cpus_per_worker,
         fused=True,
         gather_rows=GATHER_ROWS,
+        rows=resources.rows,
         workers=workers,
         capability=capability_of(device),
         torch=torch.__version__,

@@ -56,6 +56,18 @@ class RunOwner:
             "Let no one clean this storage while a run writes to it"
         )
 
+    def claim_again(self) -> Ownership:
+        """Claim the run anew after its ranks were lost: none of theirs can write any more.
+
+        Raises:
+            OwnershipError: If another process took the run meanwhile.
+        """
+        self.check()
+        self.close()
+        # That is meant for the owner that somebody saw, not for one that came meanwhile.
+        self._take_over = False
+        return self.claim()
+
     @property
     def ownership(self) -> Ownership:
         """The claim that is held.

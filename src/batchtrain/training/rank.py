@@ -16,24 +16,25 @@ from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.trained import CHECKPOINT
 from batchtrain.errors import ArtifactError, InterruptedRunError, StorageError, TrainingError
 from batchtrain.models.build import build_model
-from batchtrain.models.inputs import ModelInputs, check_codes
+from batchtrain.models.inputs import ModelInputs
 from batchtrain.models.losses import Loss, make_loss, num_outputs, resolve_loss
 from batchtrain.models.optim import EarlyStop, build_optimizer, build_schedule
 from batchtrain.progress import Progress
-from batchtrain.spec.data import SPLITS
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.run import RunSpec
 from batchtrain.training.checkpoints import restore
 from batchtrain.training.keeping import StateKeeper
 from batchtrain.training.lineage import CheckpointName
+from batchtrain.training.loading import RowLoader
 from batchtrain.training.loop import train_until_done
 from batchtrain.training.machine import MachineChoices, machine_in_force
 from batchtrain.training.plan import TrainingPlan, make_plan, row_order
 from batchtrain.training.ranks import Ranks
+from batchtrain.training.rows import measured_splits
 from batchtrain.training.saving import CheckpointWriter
+from batchtrain.training.shards import CheckedShards, ShardReader, StoredShards
 from batchtrain.training.state import TrainState, weights_of
 from batchtrain.training.tracking import RunWatcher, open_event_log
-from batchtrain.training.worker import ResidentWorker
 
 __all__ = ["TrainTask", "resumed_state", "train_rank"]
 
@@ -97,8 +98,7 @@ class TrainTask:
     @property
     def measured(self) -> list[str]:
         """The splits to look at after each epoch: valid, and those that `monitor` names."""
-        wanted = {"valid", *self.spec.tracking.monitor}
-        return [split for split in SPLITS if split in wanted and self.prepared.num_rows(split)]
+        return measured_splits(self.spec, self.prepared)
 
 
 def train_rank(
@@ -108,6 +108,7 @@ def train_rank(
     stop_requested: Callable[[], bool],
     *,
     save_last: bool,
+    shards: ShardReader | None = None,
 ) -> TrainState:
     """Train one rank to the end; rank 0 writes the checkpoints and the event files.
 
@@ -117,27 +118,24 @@ def train_rank(
         progress: Hears of the training.
         stop_requested: Whether somebody asked this rank for a stop.
         save_last: Whether the last state is a checkpoint too, for a launcher in another process.
+        shards: Reads the rows; left out, they are read from storage.
 
     Raises:
+        ArtifactDamagedError: If a shard is not what it must be.
         InterruptedRunError: If a rank was asked to stop; a checkpoint is published then.
         DivergedError: If the loss is no longer a finite number.
         FencedError: If another process has taken the run over.
     """
     plan, measured = task.plan, task.measured
+    reader = CheckedShards(shards or StoredShards(task.prepared), task.prepared, task.inputs)
     with machine_in_force(task.machine) as device, ExitStack() as stack:
-        rows = {split: task.prepared.load(split) for split in {"train", *measured}}
-        check_codes(torch.from_numpy(rows["train"].codes.copy()), task.inputs)
+        worker = RowLoader(reader, task.prepared, device).worker(
+            plan, task.machine, measured, ranks=ranks, determinism=task.spec.determinism
+        )
+        stack.callback(worker.close)
         state = resumed_state(task, device)
         if ranks.size > 1:
             _check_same_weights(state, ranks)
-        worker = ResidentWorker(
-            plan,
-            rows,
-            device,
-            ranks=ranks,
-            gather_rows=task.machine.gather_rows,
-            determinism=task.spec.determinism,
-        )
         writer = watcher = None
         if ranks.rank == 0:
             writer = stack.enter_context(_checkpoint_writer(task, state))
@@ -147,6 +145,8 @@ def train_rank(
             state, worker, plan, task.loss, watcher or RunWatcher.silent(), keeper, measured
         )
         if not done:
+            # Whoever ends all ranks at the first error would cut off what rank 0 still writes.
+            ranks.gather(None)
             raise _interrupted(state, task)
         if ranks.size > 1:
             _check_same_weights(state, ranks)

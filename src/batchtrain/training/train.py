@@ -13,17 +13,20 @@ import torch
 from batchtrain.artifacts import Draft, RunLayout
 from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PreparedData
-from batchtrain.errors import ArtifactError, TrainingError
+from batchtrain.errors import ArtifactError, InterruptedRunError, TrainingError
 from batchtrain.models.build import describe_model
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
+from batchtrain.spec.run import ResourcesSpec
 from batchtrain.training.checkpoints import recorded_machine
 from batchtrain.training.launcher import Launcher
 from batchtrain.training.lineage import FoundCheckpoint, published_checkpoints
 from batchtrain.training.machine import MachineChoices, capability_of, choose_machine
+from batchtrain.training.memory import decide_rows
 from batchtrain.training.owner import RunOwner
 from batchtrain.training.rank import TrainTask, train_rank
 from batchtrain.training.ranks import OneRank
+from batchtrain.training.retrying import RetryBudget
 from batchtrain.training.state import TrainState, weights_of
 
 __all__ = ["OneProcess", "train_model"]
@@ -32,7 +35,11 @@ __all__ = ["OneProcess", "train_model"]
 class OneProcess:
     """One rank, in this process."""
 
-    size = 1
+    restarts = False
+
+    def choose_machine(self, resources: ResourcesSpec) -> MachineChoices:
+        """See `Launcher.choose_machine`."""
+        return choose_machine(resources)
 
     def __call__(
         self, task: TrainTask, progress: Progress, stop_requested: Callable[[], bool]
@@ -63,12 +70,50 @@ def train_model(
         DivergedError: If the loss is no longer a finite number.
     """
     launcher = launcher or OneProcess()
+    budget = RetryBudget(loaded.spec.retries)
+
+    def stop_wanted() -> bool:
+        # A stop saves, and a fenced writer learns from that who it is fenced by.
+        return stop_requested() or owner.ownership.is_fenced
+
+    while True:
+        task = _task(loaded, prepared, layout, progress, owner, launcher, allow_code)
+        try:
+            state: TrainState = launcher(task, progress, stop_wanted)
+            return _write(state, task, draft)
+        except TrainingError as error:
+            used = budget.take(error) if launcher.restarts else None
+            if used is None:
+                raise
+            if stop_requested():
+                raise InterruptedRunError(
+                    f"stopped when a rank was lost: {error}. Run the same command again to go on"
+                ) from error
+            # A new claim fences whatever rank of the last attempt may still be alive.
+            owner.claim_again()
+            progress.note(f"{error}\n{_goes_on(owner)} (retry {used})")
+
+
+def _task(
+    loaded: LoadedSpec,
+    prepared: PreparedData,
+    layout: RunLayout,
+    progress: Progress,
+    owner: RunOwner,
+    launcher: Launcher,
+    allow_code: Sequence[str],
+) -> TrainTask:
+    """What the ranks of one attempt are told."""
     ownership, found = owner.ownership, owner.checkpoint
-    choices = choose_machine(loaded.spec.resources, workers=launcher.size)
+    choices: MachineChoices = launcher.choose_machine(loaded.spec.resources)
+    choices = decide_rows(choices, loaded.spec, prepared)
     # In canonical mode the number of ranks does not show in a single bit.
     exact = {"workers"} if loaded.spec.determinism == "canonical" else set()
     machine, inexact = _machine(choices, layout, found, progress, exact)
-    task = TrainTask(
+    if loaded.spec.resources.rows != "auto":
+        # What is asked for now counts, not what was recorded: it shows in no bit.
+        machine = replace(machine, rows=choices.rows)
+    return TrainTask(
         loaded=loaded,
         prepared=prepared,
         layout=layout,
@@ -82,12 +127,11 @@ def train_model(
         inexact=tuple(inexact),
     )
 
-    def stop_wanted() -> bool:
-        # A stop saves, and a fenced writer learns from that who it is fenced by.
-        return stop_requested() or ownership.is_fenced
 
-    state: TrainState = launcher(task, progress, stop_wanted)
-    return _write(state, task, draft)
+def _goes_on(owner: RunOwner) -> str:
+    if owner.checkpoint is None:
+        return "The training begins anew, since there is no checkpoint yet"
+    return f"The training goes on from step {owner.checkpoint.name.step}"
 
 
 def _machine(

@@ -1,16 +1,12 @@
-"""What the training loop may ask of whatever runs it, and the answer from rows in memory.
-
-Shapes: B rows of a batch, N rows of a split, F numeric features, C categorical columns.
-"""
+"""What the training loop may ask of whatever runs it, and the answer for one rank's rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import pairwise
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,13 +14,22 @@ from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss
 from batchtrain.points import passed
-from batchtrain.row_order import rank_rows
 from batchtrain.spec.run import Determinism
-from batchtrain.training.gradients import make_gradients
+from batchtrain.training.gradients import Gradients, make_gradients
 from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.ranks import OneRank, Ranks
+from batchtrain.training.rows import (
+    Columns,
+    EpochBlocks,
+    MeasuredRows,
+    ResidentBlocks,
+    ResidentRows,
+    ResidentSplit,
+    TrainRows,
+    held_blocks,
+)
 
-__all__ = ["GATHER_ROWS", "ResidentSplit", "ResidentWorker", "Share", "Worker"]
+__all__ = ["GATHER_ROWS", "RankWorker", "ResidentSplit", "ResidentWorker", "Share", "Worker"]
 
 GATHER_ROWS = 16_384
 """Rows gathered in one go: enough to spread the cost of the call, few enough for the cache. Where a
@@ -93,68 +98,89 @@ class Worker(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class ResidentSplit:
-    """A split as contiguous tensors on the device.
+class RankWorker:
+    """Serves one rank's rows, whether they are in memory or are read as they are needed."""
 
-    Attributes:
-        numeric_NF: float32.
-        codes_NC: int64.
-        target_N: int64 class codes, or float32 values.
-    """
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        gradients: Gradients,
+        train: TrainRows,
+        measured: Mapping[str, MeasuredRows],
+        columns: Columns,
+        *,
+        device: torch.device,
+        ranks: Ranks,
+        gather_rows: int,
+    ) -> None:
+        """Take over what serves the rows.
 
-    numeric_NF: Tensor
-    codes_NC: Tensor
-    target_N: Tensor
-
-    @classmethod
-    def of(cls, rows: SplitRows, device: torch.device) -> ResidentSplit:
-        """Move rows to the device; a float64 target becomes float32, as the model's outputs are."""
-        target = torch.from_numpy(np.array(rows.target))
-        if target.is_floating_point():
-            target = target.to(torch.float32)
-        return cls(
-            numeric_NF=torch.from_numpy(np.array(rows.numeric)).to(device),
-            codes_NC=torch.from_numpy(np.array(rows.codes)).to(device),
-            target_N=target.to(device),
-        )
-
-    def __len__(self) -> int:
-        """N."""
-        return int(self.target_N.shape[0])
-
-    def gathered(self, rows: Tensor, batch_rows: int | list[int]) -> Iterator[Batch]:
-        """Cut the rows of an index into batches; each is a view of one gathered block."""
-        # index_select copies whole rows; indexing with [rows] takes five times as long.
-        numeric = self.numeric_NF.index_select(0, rows).split(batch_rows)
-        codes = self.codes_NC.index_select(0, rows).split(batch_rows)
-        targets = self.target_N.index_select(0, rows).split(batch_rows)
-        for numeric_BF, codes_BC, target_B in zip(numeric, codes, targets, strict=True):
-            yield Batch(numeric_BF, codes_BC, target_B)
-
-    def in_order(self, block_rows: int) -> Iterator[Batch]:
-        """All rows once, as they lie."""
-        for numeric_BF, codes_BC, target_B in zip(
-            self.numeric_NF.split(block_rows),
-            self.codes_NC.split(block_rows),
-            self.target_N.split(block_rows),
-            strict=True,
-        ):
-            yield Batch(numeric_BF, codes_BC, target_B)
-
-    def weightless_row(self) -> Batch:
-        """A row of zeros with weight 0: it takes part in a step and adds nothing to it.
-
-        A row of the split could be so large that its loss is infinite, and 0 times that is NaN.
+        Args:
+            plan: The numbers of the run.
+            gradients: Which parts of a batch are this rank's, and how gradients come of them.
+            train: Serves the rows of those parts.
+            measured: Serves this rank's blocks of the splits that are measured.
+            columns: What a row is made of.
+            device: Where the model trains.
+            ranks: Which of how many this is.
+            gather_rows: Rows of the global batches gathered in one go; it is part of the
+                numerical result.
         """
-        numeric_BF, codes_BC, target_B = (
-            torch.zeros_like(each[:1]) for each in (self.numeric_NF, self.codes_NC, self.target_N)
+        self.device = device
+        self.ranks = ranks
+        self._plan = plan
+        self._gradients = gradients
+        self._train = train
+        self._measured = dict(measured)
+        self._columns = columns
+        self._gather_rows = gather_rows
+
+    def wrap(self, model: nn.Module, loss: Loss) -> nn.Module:
+        """See `Worker.wrap`."""
+        row = self._columns.weightless_row(self.device)
+        return self._gradients.wrap(model.to(self.device), loss, row)
+
+    def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
+        """See `Worker.shares`."""
+        plan = self._plan
+        blocks = EpochBlocks.of(
+            plan,
+            self._gradients.parts,
+            self._gradients.num_parts,
+            epoch=epoch,
+            first_step=first_step,
+            gather_rows=self._gather_rows,
         )
-        return Batch(numeric_BF, codes_BC, target_B, torch.zeros(1, device=target_B.device))
+        of_blocks = self._train.batches(blocks)
+        for (first, end), of_parts in zip(pairwise(blocks.edges), of_blocks, strict=True):
+            for step, batches in zip(range(first, end), zip(*of_parts, strict=True), strict=True):
+                if step >= first_step:
+                    mine = [self._with_row(batch) for batch in batches]
+                    yield Share(mine, plan.order.batch_size(plan.batch_rows, step))
+
+    def gradient(self, model: nn.Module, loss: Loss, share: Share, step: int) -> Tensor:
+        """See `Worker.gradient`."""
+        passed("step.rows")
+        return self._gradients.gradient(model, loss, share.batches, share.global_rows, step)
+
+    def loss_divisor(self, global_rows: int) -> float:
+        """See `Worker.loss_divisor`."""
+        return self._gradients.loss_divisor(global_rows)
+
+    def split_blocks(self, split: str) -> Iterator[tuple[int, Batch]]:
+        """See `Worker.split_blocks`."""
+        return self._measured[split].blocks()
+
+    def close(self) -> None:
+        """Let go of whatever reads ahead."""
+        self._train.close()
+
+    def _with_row(self, batch: Batch) -> Batch:
+        return batch if len(batch.target_B) else self._columns.weightless_row(self.device)
 
 
-class ResidentWorker:
-    """Serves one rank's rows from tensors that are resident on the device."""
+class ResidentWorker(RankWorker):
+    """Serves one rank's rows from whole splits that are in memory already."""
 
     def __init__(
         self,
@@ -173,65 +199,25 @@ class ResidentWorker:
             splits: The training split, and those that are measured.
             device: Where the model trains.
             ranks: Left out, this worker is the only one.
-            gather_rows: Rows of the global batches gathered in one go; it is part of the
-                numerical result.
+            gather_rows: See `RankWorker`.
             determinism: Whether the bits may depend on the number of ranks.
 
         Raises:
             TrainingError: If there are more ranks than `canonical` has groups.
         """
-        self.device = device
-        self.ranks = ranks or OneRank()
-        self._plan = plan
-        self._gather_rows = gather_rows
-        self._splits = {name: ResidentSplit.of(rows, device) for name, rows in splits.items()}
-        self._gradients = make_gradients(determinism, self.ranks, device, seed=plan.order.seed)
-
-    def wrap(self, model: nn.Module, loss: Loss) -> nn.Module:
-        """See `Worker.wrap`."""
-        row = self._splits["train"].weightless_row()
-        return self._gradients.wrap(model.to(self.device), loss, row)
-
-    def shares(self, epoch: int, first_step: int) -> Iterator[Share]:
-        """See `Worker.shares`."""
-        plan = self._plan
-        parts = [self._part(epoch, part, first_step) for part in self._gradients.parts]
-        for step, batches in enumerate(zip(*parts, strict=True), first_step):
-            yield Share(list(batches), plan.order.batch_size(plan.batch_rows, step))
-
-    def gradient(self, model: nn.Module, loss: Loss, share: Share, step: int) -> Tensor:
-        """See `Worker.gradient`."""
-        passed("step.rows")
-        return self._gradients.gradient(model, loss, share.batches, share.global_rows, step)
-
-    def loss_divisor(self, global_rows: int) -> float:
-        """See `Worker.loss_divisor`."""
-        return self._gradients.loss_divisor(global_rows)
-
-    def split_blocks(self, split: str) -> Iterator[tuple[int, Batch]]:
-        """See `Worker.split_blocks`; block `i` is rank `i mod W`'s."""
-        blocks = enumerate(self._splits[split].in_order(self._gather_rows))
-        return islice(blocks, self.ranks.rank, None, self.ranks.size)
-
-    def _part(self, epoch: int, part: int, first_step: int) -> Iterator[Batch]:
-        """The rows of one part of each global batch, from `first_step` on."""
-        mine = rank_rows(
-            self._plan.order,
-            epoch=epoch,
-            batch_rows=self._plan.batch_rows,
-            world_size=self._gradients.num_parts,
-            rank=part,
+        ranks = ranks or OneRank()
+        moved = {name: ResidentSplit.of(rows, device) for name, rows in splits.items()}
+        held = {
+            name: held_blocks(len(split), gather_rows, size=ranks.size, rank=ranks.rank)
+            for name, split in moved.items()
+        }
+        super().__init__(
+            plan,
+            make_gradients(determinism, ranks, device, seed=plan.order.seed),
+            ResidentRows(moved["train"]),
+            {name: ResidentBlocks(split, 0, *held[name]) for name, split in moved.items()},
+            moved["train"].columns,
+            device=device,
+            ranks=ranks,
+            gather_rows=gather_rows,
         )
-        split = self._splits["train"]
-        rows = torch.from_numpy(mine.rows).to(self.device)
-        starts = mine.step_starts.tolist()
-        steps = len(starts) - 1
-        per_block = max(1, self._gather_rows // self._plan.batch_rows)
-        for block in range(first_step - first_step % per_block, steps, per_block):
-            end = min(block + per_block, steps)
-            sizes = [starts[step + 1] - starts[step] for step in range(block, end)]
-            batches = split.gathered(rows[starts[block] : starts[end]], sizes)
-            # The last bits of a product depend on where its rows lie in memory. So a resume
-            # gathers the same block as the first pass did, and skips what was done.
-            for batch in islice(batches, max(0, first_step - block), None):
-                yield batch if len(batch.target_B) else split.weightless_row()

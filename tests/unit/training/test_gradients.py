@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import make_loss
 from batchtrain.models.optim import build_optimizer
-from batchtrain.spec.run import Determinism
+from batchtrain.spec.run import CANONICAL_GROUPS, Determinism
 from batchtrain.spec.training import Adam, AdamW, OptimizerSpec, Sgd
-from batchtrain.training.gradients import CANONICAL_GROUPS, make_gradients
+from batchtrain.training.gradients import make_gradients
 from batchtrain.training.ranks import OneRank, Ranks
 
 CPU = torch.device("cpu")

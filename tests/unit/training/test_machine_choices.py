@@ -37,7 +37,7 @@ from tests.support.builders import (
 )
 
 EXACT = ("best.safetensors", "last.safetensors", "history.jsonl", "parameters.json")
-HERE = choose_machine(ResourcesSpec(device="cpu"))
+HERE = replace(choose_machine(ResourcesSpec(device="cpu")), rows="resident")
 CHOSEN = {"threads": 2, "fused": False, "gather_rows": 64}
 """What any machine can do as another did, with another value; the device has tests of its own."""
 
@@ -67,7 +67,11 @@ class TwoRanksInName:
     """Says that it starts two ranks, and trains with one."""
 
     size: int = 2
+    restarts: bool = False
     tasks: list[TrainTask] = field(default_factory=list)
+
+    def choose_machine(self, resources: ResourcesSpec) -> MachineChoices:
+        return choose_machine(resources, workers=self.size)
 
     def __call__(
         self, task: TrainTask, progress: Progress, stop_requested: Callable[[], bool]
@@ -108,7 +112,7 @@ class Runner:
         with (
             patch(
                 "batchtrain.training.train.choose_machine",
-                lambda spec, workers: machine or choose_machine(spec, workers=workers),
+                lambda spec: machine or choose_machine(spec),
             ),
             patch("batchtrain.training.stage.stop_on_signals", lambda: nullcontext(requested)),
         ):
@@ -156,11 +160,13 @@ def elsewhere(name: str, value: Any) -> MachineChoices:
 
 def test_each_choice_can_be_repeated_or_counts_as_a_difference() -> None:
     names = {each.name for each in fields(MachineChoices)}
-    assert set(HERE.chosen()) == {"device", *CHOSEN}
-    assert names == {"device", *CHOSEN, *GIVEN}
+    assert set(HERE.chosen()) == {"device", "rows", *CHOSEN}
+    assert names == {"device", "rows", *CHOSEN, *GIVEN}
     for name, value in {**CHOSEN, **GIVEN}.items():
         assert HERE.differences(elsewhere(name, value)) == {name: (asdict(HERE)[name], value)}
     assert HERE.differences(HERE) == {}
+    # Whether rows are in memory or streaming shows in no bit.
+    assert HERE.differences(elsewhere("rows", "streaming")) == {}
 
 
 @pytest.mark.parametrize("name", GIVEN)
@@ -363,6 +369,7 @@ def test_r11_a_run_that_began_on_a_cpu_stays_there_and_names_the_cpu(
     with (
         patch.object(torch.cuda, "is_available", lambda: True),
         patch.object(torch.cuda, "get_device_name", lambda: "some GPU"),
+        patch.object(torch.cuda, "mem_get_info", lambda: (1 << 30, 1 << 31)),
     ):
         trained = runner.train()
     assert trained.inexact() == []
@@ -376,6 +383,7 @@ def test_r11_another_cpu_is_recorded_although_there_is_a_gpu(runner: Runner) -> 
     with (
         patch.object(torch.cuda, "is_available", lambda: True),
         patch.object(torch.cuda, "get_device_name", lambda: "some GPU"),
+        patch.object(torch.cuda, "mem_get_info", lambda: (1 << 30, 1 << 31)),
     ):
         trained = runner.train()
     assert [(each["then"], each["now"]) for each in trained.inexact()] == [

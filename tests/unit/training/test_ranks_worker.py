@@ -25,10 +25,9 @@ from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss, make_loss
 from batchtrain.models.optim import build_optimizer, build_schedule
 from batchtrain.row_order import RowOrder
-from batchtrain.spec.run import Determinism
+from batchtrain.spec.run import CANONICAL_GROUPS, Determinism
 from batchtrain.spec.training import LossName, Sgd
 from batchtrain.training import loop
-from batchtrain.training.gradients import CANONICAL_GROUPS
 from batchtrain.training.loop import StepLosses, measure
 from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.ranks import OneRank, Ranks

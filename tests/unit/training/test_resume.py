@@ -289,9 +289,7 @@ def test_r11_a_resume_on_another_machine_is_never_silent(
     stop_training(loaded, 1)
     here = choose_machine(loaded.spec.resources)
     elsewhere = replace(here, **{name: value})
-    monkeypatch.setattr(
-        "batchtrain.training.train.choose_machine", lambda _spec, workers: elsewhere
-    )
+    monkeypatch.setattr("batchtrain.training.train.choose_machine", lambda _spec: elsewhere)
     _trained, status, notes = go_on(loaded)
     assert status == "resumed"
     assert len(notes) == 1
