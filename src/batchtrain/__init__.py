@@ -22,6 +22,7 @@ def run(
     *,
     allow_code: Sequence[str] = (),
     take_over: bool = False,
+    address: str | None = None,
 ) -> dict[str, Any]:
     """Prepare, train, evaluate and export; what is published already is reused.
 
@@ -33,6 +34,8 @@ def run(
         overrides: Such as `["training.epochs=3"]`.
         allow_code: The packages whose code may run, for a custom model.
         take_over: Whether to go on with a run that another process seems to be writing.
+        address: A Ray cluster to join, such as `auto`; left out, the run needs none, or the spec
+            says that it does and one is started on this machine.
 
     Returns:
         What `batchtrain run --json` prints: run, run_dir, prepared, report, bundle, stages,
@@ -45,7 +48,7 @@ def run(
     from batchtrain.spec.load import load_spec
 
     loaded = load_spec(spec, overrides)
-    return run_spec(loaded, allow_code=allow_code, take_over=take_over).to_json()
+    return run_spec(loaded, allow_code=allow_code, take_over=take_over, address=address).to_json()
 
 
 def load_bundle(

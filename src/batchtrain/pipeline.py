@@ -16,16 +16,18 @@ from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.report import EvaluationReport
 from batchtrain.artifacts.trained import TrainedModel
+from batchtrain.engines.session import RaySession
 from batchtrain.evaluation.stage import evaluate
 from batchtrain.export.stage import export
 from batchtrain.models.custom import check_allowed, code_hash
-from batchtrain.preparation.stage import prepare
+from batchtrain.preparation.stage import open_input, prepare
 from batchtrain.progress import Progress
 from batchtrain.reporting.content import StageRow
 from batchtrain.spec.data import SPLITS
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.model import CustomModel
 from batchtrain.storage import Storage, open_storage, retried_calls
+from batchtrain.surroundings import ChosenLauncher, chosen_engine, ray_session
 from batchtrain.training.launcher import Launcher
 from batchtrain.training.stage import run_layout, train
 
@@ -89,6 +91,7 @@ def run_spec(
     storage: Storage | None = None,
     launcher: Launcher | None = None,
     take_over: bool = False,
+    address: str | None = None,
 ) -> RunResult:
     """Run the stages in order, up to and with `last`.
 
@@ -100,8 +103,10 @@ def run_spec(
         last: The stage to end with.
         allow_code: Packages whose code a custom model may run.
         storage: Left out, what the spec names.
-        launcher: Runs the ranks of the training; left out, there is one, in this process.
+        launcher: Runs the ranks of the training; left out, it is chosen from the spec.
         take_over: Whether to go on with a training that another process seems to be writing.
+        address: A Ray cluster to join; left out, the one that this process was started in, or a
+            Ray of its own where the spec needs one.
 
     Raises:
         BatchtrainError: See `errors`; whatever was published before stays.
@@ -112,7 +117,8 @@ def run_spec(
     watch = _Watch(progress or Progress())
     result = RunResult(stages=watch.records)
     try:
-        _run_stages(loaded, storage, watch, result, last, how)
+        with ray_session(loaded.spec.resources, storage, address) as session:
+            _run_stages(loaded, storage, watch, result, last, how, session)
     finally:
         if retried := retried_calls(storage):
             watch.progress.note(f"{retried} calls to {storage.url()} failed and were made again")
@@ -126,15 +132,22 @@ def _run_stages(
     result: RunResult,
     last: StageName,
     how: _How,
+    session: RaySession,
 ) -> None:
     """Run one stage after the other, and put what each made into the result."""
+    engine = chosen_engine(loaded, open_input(loaded), session, watch.progress)
     result.prepared = prepared = watch.stage(
-        "prepare", lambda: prepare(loaded, storage, watch.progress), _prepared_rows
+        "prepare",
+        lambda: prepare(loaded, storage, watch.progress, engine=engine),
+        _prepared_rows,
     )
     if last == "prepare":
         return
     layout = run_layout(loaded, prepared, storage)
     result.run, result.run_dir = layout.root, storage.url(layout.root)
+    how["launcher"] = how["launcher"] or ChosenLauncher(
+        loaded, prepared, session, watch.progress, engine=engine
+    )
     result.trained = trained = watch.stage(
         "train",
         partial(train, loaded, prepared, layout, watch.progress, **how),
@@ -152,6 +165,7 @@ def _run_stages(
             watch.progress,
             stages=_stage_rows(watch.records, layout),
             allow_code=how["allow_code"],
+            engine=engine,
         ),
         lambda made: (_scored_rows(prepared), _measured(made)),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -66,7 +67,9 @@ def test_a_starter_spec_checks_clean_and_resolves_to_itself(folder: Path, tmp_pa
     assert invoke("check", folder / "people.yaml").exit_code == 0
     resolved = invoke("check", folder / "people.yaml", "--resolved")
     assert resolved.exit_code == 0
-    assert "auto" not in resolved.stdout.replace("embedding_dim: auto", "")
+    # Those of the cluster are decided where the run takes place.
+    left = set(re.findall(r"(\w+): auto", resolved.stdout))
+    assert left <= {"embedding_dim", "engine", "gpus_per_worker", "rows"}
     again = tmp_path / "resolved.yaml"
     again.write_text(resolved.stdout.replace("people.csv", str(folder / "people.csv")))
     twice = invoke("check", again, "--resolved").stdout
@@ -81,6 +84,18 @@ def test_run_prints_one_line_a_stage_and_where_things_are(folder: Path) -> None:
     assert [line.split()[:2] for line in lines[:4]] == [[name, "reused"] for name in names]
     assert [line.split()[0] for line in lines[4:]] == ["prepared", "report", "bundle"]
     assert all(Path(line.split(maxsplit=1)[1]).exists() for line in lines[4:])
+
+
+def test_a_run_whose_working_directory_is_deleted_ends_well(
+    folder: Path, finished: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    result = invoke("run", folder / "people.yaml", *QUICK)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[-1].split() == ["bundle", finished["bundle"]]
 
 
 def test_the_last_line_of_json_is_the_whole_result(finished: dict[str, object]) -> None:
@@ -143,6 +158,10 @@ def test_predictions_have_every_row_in_order(
         invoke("predict", finished["bundle"], folder / "people.csv", "--out", again).exit_code == 0
     )
     assert pa_csv.read_csv(again)["prediction"].to_pylist() == table["prediction"].to_pylist()
+    by_name = tmp_path / "by-name.parquet"
+    words = ["--out", by_name, "--engine", "embedded"]
+    assert invoke("predict", finished["bundle"], folder / "people.csv", *words).exit_code == 0
+    assert by_name.read_bytes() == out.read_bytes()
     refused = invoke("predict", finished["bundle"], folder / "people.csv", "--out", out)
     assert refused.exit_code == 2
     assert "does not exist yet" in refused.output

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import closing
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +13,6 @@ from rich.console import Console
 
 from batchtrain.cli.console import ConsoleProgress
 from batchtrain.cli.outcome import command_outcome, plain, print_json
-from batchtrain.errors import DataError
 from batchtrain.spec.load import LoadedSpec, load_spec
 from batchtrain.version import __version__
 
@@ -42,6 +41,10 @@ TakeOver = Annotated[
         "--take-over", help="Go on with a run although another process seems to be writing it."
     ),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="A Ray cluster to join; auto: the one on this machine."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 BundleFolder = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="The bundle's folder, or its s3:// address.")
@@ -50,6 +53,14 @@ CustomClass = Annotated[
     str | None,
     typer.Option("--model", metavar="PACKAGE.MODULE:CLASS", help="The class of a custom model."),
 ]
+
+
+class EngineOption(StrEnum):
+    """The engines, as `engine` of a spec."""
+
+    AUTO = "auto"
+    EMBEDDED = "embedded"
+    RAY = "ray"
 
 
 def main() -> None:
@@ -112,16 +123,22 @@ def run(
     overrides: Overrides = None,
     allow_code: AllowCode = None,
     take_over: TakeOver = False,
+    address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Prepare, train, evaluate and export; reuse what is published, resume what was cut."""
-    _run(spec, overrides, allow_code, take_over, as_json=as_json, last="export")
+    _run(spec, overrides, allow_code, take_over, address=address, as_json=as_json, last="export")
 
 
 @app.command()
-def prepare(spec: SpecFile, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def prepare(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
     """Prepare the rows of a spec."""
-    _run(spec, overrides, None, as_json=as_json, last="prepare")
+    _run(spec, overrides, address=address, as_json=as_json, last="prepare")
 
 
 @app.command()
@@ -130,10 +147,11 @@ def train(
     overrides: Overrides = None,
     allow_code: AllowCode = None,
     take_over: TakeOver = False,
+    address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Train the model of a spec, after preparing its rows where that is not done yet."""
-    _run(spec, overrides, allow_code, take_over, as_json=as_json, last="train")
+    _run(spec, overrides, allow_code, take_over, address=address, as_json=as_json, last="train")
 
 
 @app.command()
@@ -142,10 +160,11 @@ def evaluate(
     overrides: Overrides = None,
     allow_code: AllowCode = None,
     take_over: TakeOver = False,
+    address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure the model of a spec and write its report, after training where needed."""
-    _run(spec, overrides, allow_code, take_over, as_json=as_json, last="evaluate")
+    _run(spec, overrides, allow_code, take_over, address=address, as_json=as_json, last="evaluate")
 
 
 @app.command()
@@ -154,10 +173,11 @@ def export(
     overrides: Overrides = None,
     allow_code: AllowCode = None,
     take_over: TakeOver = False,
+    address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Export the bundle of an accepted model, after all that comes before."""
-    _run(spec, overrides, allow_code, take_over, as_json=as_json, last="export")
+    _run(spec, overrides, allow_code, take_over, address=address, as_json=as_json, last="export")
 
 
 @app.command()
@@ -172,28 +192,27 @@ def predict(
     row: Annotated[
         str | None, typer.Option(metavar="JSON", help="One row instead, such as '{\"Age\": 47}'.")
     ] = None,
+    engine: Annotated[
+        EngineOption, typer.Option(help="What reads the table; auto: by its size.")
+    ] = EngineOption.AUTO,
+    address: Address = None,
     model: CustomClass = None,
     allow_code: AllowCode = None,
     as_json: AsJson = False,
 ) -> None:
     """Predict on a table, or on one row."""
     with command_outcome(as_json=as_json):
+        from batchtrain.cli.predictions import asked_rows, predict_row, predict_table
+
         # A command that cannot be done is refused before torch is loaded for it.
-        values = _one_row(row) if row is not None else None
-        if values is None and (data is None or out is None):
-            raise DataError(
-                "predict: expected DATA and --out FILE, or --row JSON, found neither pair. "
-                "Such as: batchtrain predict BUNDLE new.csv --out predictions.parquet"
-            )
-        if values is not None and (data is not None or out is not None):
-            raise DataError("predict: expected DATA and --out, or --row, found both. Choose one")
+        asked = asked_rows(data, out, row)
         from batchtrain.prediction.loaded import load_bundle
 
         loaded = load_bundle(bundle, model=model, allow_code=allow_code or [])
-        if values is not None:
-            _predict_row(loaded, values, as_json=as_json)
-        elif data is not None and out is not None:
-            _predict_table(loaded, data, out, as_json=as_json)
+        if isinstance(asked, dict):
+            predict_row(loaded, asked, as_json=as_json)
+        else:
+            predict_table(loaded, *asked, engine=engine.value, address=address, as_json=as_json)
 
 
 @app.command()
@@ -265,9 +284,10 @@ def _root(
 def _run(
     spec: Path,
     overrides: list[str] | None,
-    allow_code: list[str] | None,
+    allow_code: list[str] | None = None,
     take_over: bool = False,
     *,
+    address: str | None,
     as_json: bool,
     last: Any,
 ) -> None:
@@ -285,6 +305,7 @@ def _run(
                 last=last,
                 allow_code=allow_code or [],
                 take_over=take_over,
+                address=address,
             )
         document = result.to_json()
         for name in ("prepared", "report", "bundle"):
@@ -299,70 +320,10 @@ def _every_epochs(loaded: LoadedSpec) -> int:
     return max(1, loaded.spec.training.epochs // 10) if every == "auto" else every
 
 
-def _one_row(text: str) -> dict[str, list[Any]]:
-    """One row as a table of one row."""
-    try:
-        values = json.loads(text)
-    except ValueError as error:
-        raise DataError(
-            f"--row: expected a JSON object such as '{{\"Age\": 47}}', found {text!r} ({error}). "
-            "Put single quotes around it for the shell"
-        ) from error
-    if not isinstance(values, dict) or not values:
-        raise DataError(f"--row: expected a JSON object with the columns, found {text!r}")
-    return {name: [value] for name, value in values.items()}
-
-
-def _predict_row(loaded: Any, values: dict[str, list[Any]], *, as_json: bool) -> None:
-    from batchtrain.tables import frame_to_table
-
-    table, counts = loaded.predict_table(frame_to_table(values))
-    found = table.to_pylist()[0]
-    for sentence in counts.sentences():
-        print(plain(f"note: {sentence}"), file=sys.stderr)
-    if as_json:
-        print_json(found)
-        return
-    print(plain(f"{loaded.preprocessor.target.name}: {found['prediction']}"))
-    for name, value in found.items():
-        if name.startswith("probability_"):
-            print(plain(f"  {name.removeprefix('probability_')}: {value:.4f}"))
-
-
-def _predict_table(loaded: Any, data: str, out: Path, *, as_json: bool) -> None:
-    from batchtrain.prediction.predict import predict_file
-
-    console = Console(stderr=as_json)
-    progress = ConsoleProgress(console, 1)
-    with closing(progress):
-        done = predict_file(loaded, data, out, base=Path.cwd(), progress=progress)
-    sentences = done.counts.sentences()
-    if done.ignored:
-        names = ", ".join(map(repr, done.ignored[:10]))
-        sentences.append(f"{len(done.ignored)} columns are not used by the model: {names}")
-    if done.neutralised:
-        sentences.append(
-            f"{done.neutralised} cells that a spreadsheet would run were quoted with an apostrophe"
-        )
-    for sentence in sentences:
-        print(plain(f"note: {sentence}"), file=sys.stderr)
-    print(f"{done.counts.rows} predictions in {out}", file=sys.stderr if as_json else sys.stdout)
-    if as_json:
-        print_json(
-            {
-                "out": str(out),
-                "rows": done.counts.rows,
-                "unusable": done.counts.unusable,
-                "not_finite": done.counts.not_finite,
-                "filled": done.counts.filled,
-                "unseen": done.counts.unseen,
-                "ignored": done.ignored,
-                "neutralised": done.neutralised,
-            }
-        )
-
-
 def _short(path: str) -> str:
     """A path as a person would type it from here."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # somebody has deleted it; what was made is elsewhere
+        return path
     return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +26,8 @@ SETTINGS = {
     # within one. Ray's default is 2 s.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # A worker that is stopped cannot end itself. Ours are found to be silent within 12 s.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "30",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     # Else a worker leaves the folder that relative paths of a custom model start from.
@@ -66,7 +71,13 @@ class RaySession:
     A process that is connected already, such as a notebook, stays connected.
     """
 
-    def __init__(self, address: str | None = None, *, cpus: int = 0) -> None:
+    def __init__(
+        self,
+        address: str | None = None,
+        *,
+        cpus: int = 0,
+        joined: Callable[[], None] = lambda: None,
+    ) -> None:
         """Connect to nothing yet.
 
         Args:
@@ -74,15 +85,20 @@ class RaySession:
                 started in, as a submitted job is; else a Ray of its own is started here.
             cpus: The cores that the run asks for; a Ray that is started here counts as many at
                 least, so that several workers may share a core.
+            joined: Called once, when a cluster was joined.
         """
+        self._joined = joined
         self._address = address
         self._cpus = cpus
         self._connected_here = False
+        self._is_checked = False
 
     @property
     def is_attached(self) -> bool:
         """Whether there is a cluster to join, as far as can be told without connecting."""
-        return self._address is not None or inside_ray_job() or ADDRESS_VARIABLE in os.environ
+        return (
+            self._address is not None or inside_ray_job() or bool(os.environ.get(ADDRESS_VARIABLE))
+        )
 
     def connect(self) -> None:
         """Make sure that this process is connected.
@@ -95,31 +111,52 @@ class RaySession:
         import ray
 
         if ray.is_initialized():
-            _hush()
+            self._after_joining()
             return
         address = self._address or ("auto" if self.is_attached else "local")
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address == "local":
             cpus = max(self._cpus, os.cpu_count() or 1)
             options |= {"num_cpus": cpus, "include_dashboard": False}
+        on_sigterm = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ClusterError(
                 f"expected a Ray cluster at {address!r}, found none that answers: "
                 f"{_first_line(error)}. Start one with `ray start --head`, or correct the address; "
                 "with token authentication, set RAY_AUTH_MODE=token here too"
             ) from error
+        finally:
+            # Ray takes the signal for itself; whoever had it is to be told again.
+            if callable(on_sigterm) and threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_sigterm)
         self._connected_here = True
+        if address == "local":
+            # There is no other node that could see other folders.
+            self._is_checked = True
+        self._after_joining()
+
+    def _after_joining(self) -> None:
         _hush()
+        if not self._is_checked:
+            self._joined()
+            self._is_checked = True
 
     def resources(self) -> ClusterResources:
         """What the cluster has; connects."""
         self.connect()
         import ray
 
-        found: dict[str, float] = ray.cluster_resources()
-        alive = sum(bool(node["Alive"]) for node in ray.nodes())
+        try:
+            found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+        except ray.exceptions.RayError as error:
+            raise ClusterError(
+                f"expected the Ray cluster to say what it has, found: {_first_line(error)}. Look "
+                "at its head, and run the same command again"
+            ) from error
+        alive = sum(bool(node["Alive"]) for node in nodes)
         return ClusterResources(found.get("CPU", 0.0), found.get("GPU", 0.0), alive)
 
     def close(self) -> None:
@@ -162,8 +199,18 @@ def hush_ray_data() -> None:
 
 def _hush() -> None:
     """Keep Ray's news off the terminal; its own files have them all."""
+    import ray._private.worker as ray_worker
+
     for name in LOUD:
         logging.getLogger(name).setLevel(logging.ERROR)
+    # What raylets report of dead workers is printed by a thread that heeds no setting. The run
+    # says itself what it lost, and Ray's files have the report.
+    if hasattr(ray_worker, "print_to_stdstream"):
+        ray_worker.print_to_stdstream = _to_log
+
+
+def _to_log(data: Mapping[str, Any], *_: object, **__: object) -> None:
+    logging.getLogger("ray.raylet").debug("%s", data.get("lines"))
 
 
 def _first_line(error: BaseException) -> str:

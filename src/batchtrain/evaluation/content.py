@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import safetensors.torch
 
-from batchtrain.artifacts.prepared import PreparedData, SplitRows
+from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.trained import TrainedModel
+from batchtrain.evaluation.scores import SplitScores, has_one_number, shown_split
 from batchtrain.metrics.require import Failure, primary_metric
 from batchtrain.preprocessing import FittedColumn, FittedPreprocessor
 from batchtrain.reporting import content as page
@@ -40,7 +40,7 @@ class ReportSources:
     prepared: PreparedData
     trained: TrainedModel
     fitted: FittedPreprocessor
-    scores: Mapping[str, Any]
+    scores: Mapping[str, SplitScores]
     spec_yaml: str
 
 
@@ -48,8 +48,6 @@ def report_content(
     sources: ReportSources,
     failures: Sequence[Failure],
     stages: Sequence[page.StageRow],
-    *,
-    confusion_split: tuple[str, list[list[int]]] | None,
 ) -> page.ReportContent:
     """Gather the report's content.
 
@@ -57,16 +55,15 @@ def report_content(
         sources: The artifacts.
         failures: The thresholds that are missed.
         stages: What ran before.
-        confusion_split: The split whose confusion matrix is shown, and the matrix.
     """
     spec, fitted = sources.spec, sources.fitted
     profile = sources.prepared.profile()
-    shown = next(name for name in ("test", "valid", "train") if name in sources.scores)
+    shown = shown_split(sources.prepared)
     primary = primary_metric(fitted.target.task)
+    matrix = sources.scores[shown].matrix
     confusion = None
-    if confusion_split is not None:
-        split, matrix = confusion_split
-        confusion = page.ConfusionData(split, fitted.target.classes, matrix)
+    if matrix is not None:
+        confusion = page.ConfusionData(shown, fitted.target.classes, matrix)
     return page.ReportContent(
         name=spec.name,
         run_id=sources.run_id,
@@ -176,7 +173,7 @@ def _epoch(record: Mapping[str, Any]) -> page.EpochRow:
 
 
 def _requirements(
-    spec: RunSpec, scores: Mapping[str, Any], failures: Sequence[Failure]
+    spec: RunSpec, scores: Mapping[str, SplitScores], failures: Sequence[Failure]
 ) -> tuple[page.RequirementRow, ...]:
     missed = {failure.metric for failure in failures}
     values = scores["test"].metrics if "test" in scores else {}
@@ -188,44 +185,35 @@ def _requirements(
 
 def _regression(sources: ReportSources, split: str) -> page.RegressionData:
     found = sources.scores[split]
-    chosen = _spread(len(found.rows), page.MAX_POINTS)
     return page.RegressionData(
         split=split,
-        actual=found.rows.target[chosen].tolist(),
-        predicted=found.outputs[chosen, 0].tolist(),
-        rows=len(found.rows),
+        actual=found.actual.tolist(),
+        predicted=found.predicted.tolist(),
+        rows=found.num_rows,
         line=_line(sources, split),
     )
 
 
 def _line(sources: ReportSources, split: str) -> page.LineData | None:
     """The rows in raw units, where the model has one numeric feature and nothing else."""
-    columns = sources.fitted.columns
-    if len(columns) != 1 or columns[0].kind != "numeric" or columns[0].indicator:
+    if not has_one_number(sources.fitted):
         return None
-    train, test = sources.scores["train"].rows, sources.scores[split]
-    some_train = _spread(len(train), page.MAX_POINTS)
-    some_test = _spread(len(test.rows), page.MAX_POINTS)
+    column = sources.fitted.columns[0]
+    train, test = sources.scores["train"], sources.scores[split]
 
-    def raw(rows: SplitRows, chosen: npt.NDArray[np.int64]) -> list[float]:
-        scaled = rows.numeric[chosen, 0].astype(np.float64)
-        values: list[float] = (scaled * columns[0].divisor + columns[0].offset).tolist()
+    def raw(found: SplitScores) -> list[float]:
+        scaled = found.feature.astype(np.float64)
+        values: list[float] = (scaled * column.divisor + column.offset).tolist()
         return values
 
     return page.LineData(
-        feature=columns[0].name,
-        train_x=raw(train, some_train),
-        train_y=train.target[some_train].tolist(),
-        test_x=raw(test.rows, some_test),
-        test_y=test.rows.target[some_test].tolist(),
-        predicted_y=test.outputs[some_test, 0].tolist(),
+        feature=column.name,
+        train_x=raw(train),
+        train_y=train.actual.tolist(),
+        test_x=raw(test),
+        test_y=test.actual.tolist(),
+        predicted_y=test.predicted.tolist(),
     )
-
-
-def _spread(rows: int, at_most: int) -> npt.NDArray[np.int64]:
-    """Evenly spread places of at most so many rows."""
-    count = min(rows, at_most)
-    return np.arange(count, dtype=np.int64) * rows // max(count, 1)
 
 
 def _parameters(trained: TrainedModel) -> tuple[page.ParameterRow, ...]:

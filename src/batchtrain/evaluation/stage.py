@@ -9,6 +9,8 @@ from batchtrain.artifacts import BuildStatus, Draft, RunLayout, reuse_or_build
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.report import EVALUATION_REPORT, EvaluationReport
 from batchtrain.artifacts.trained import TrainedModel
+from batchtrain.engines.embedded import EmbeddedEngine
+from batchtrain.engines.engine import Engine
 from batchtrain.progress import Progress
 from batchtrain.reporting.content import StageRow
 from batchtrain.spec.base import fingerprint_of
@@ -26,8 +28,21 @@ def evaluate(
     *,
     stages: Sequence[StageRow] = (),
     allow_code: Sequence[str] = (),
+    engine: Engine | None = None,
 ) -> tuple[EvaluationReport, BuildStatus]:
-    """Measure a trained model on all splits, once for one `evaluation` section."""
+    """Measure a trained model on all splits, once for one `evaluation` section.
+
+    Args:
+        loaded: The spec.
+        prepared: The rows.
+        trained: The model.
+        layout: Where the run lies.
+        progress: Hears how far it is.
+        stages: What ran before.
+        allow_code: The packages whose code a custom model may run.
+        engine: Carries the scoring to the rows; left out, this process does it. Metrics and
+            predictions are the same bytes.
+    """
     inputs = {
         "stage": "evaluate",
         "format": EVALUATION_REPORT.format,
@@ -48,6 +63,7 @@ def evaluate(
             run_id=layout.run_id,
             stages=stages,
             allow_code=allow_code,
+            engine=engine or EmbeddedEngine(),
         )
 
     key = layout.report(fingerprint_of(inputs))

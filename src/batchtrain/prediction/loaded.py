@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from batchtrain.artifacts.bundle import ModelBundle
+from batchtrain.engines.shipped import Shipped
 from batchtrain.preprocessing import FittedPreprocessor
 from batchtrain.scoring import CustomCode, Scorer, prediction_table
 from batchtrain.tables import ColumnType, Rows, conform, extra_columns, frame_to_table
@@ -42,6 +44,14 @@ class PredictionCounts:
     filled: Counter[str] = field(default_factory=Counter)
     unseen: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: PredictionCounts) -> None:
+        """Take the rows of another part."""
+        self.rows += other.rows
+        self.unusable += other.unusable
+        self.not_finite += other.not_finite
+        self.filled.update(other.filled)
+        self.unseen.update(other.unseen)
+
     def sentences(self) -> list[str]:
         """One sentence for each kind of treatment that happened."""
         found = [
@@ -67,13 +77,15 @@ class LoadedBundle:
 
     def __init__(self, bundle: ModelBundle, code: CustomCode | None = None) -> None:
         where = bundle.artifact.url
+        self._bundle = bundle
+        self._code = code or CustomCode()
         self.content = bundle.content
         self.preprocessor = FittedPreprocessor.from_json(bundle.preprocessing_state(), where=where)
         self._scorer = Scorer.of(
             bundle.artifact,
             weights="model.safetensors",
             preprocessor=self.preprocessor,
-            code=code or CustomCode(),
+            code=self._code,
         )
 
     @property
@@ -101,28 +113,41 @@ class LoadedBundle:
     def predict_table(self, table: pa.Table) -> tuple[pa.Table, PredictionCounts]:
         """As `predict`, on an Arrow table of any column types that fit; with the counts."""
         counts = PredictionCounts()
-        blocks = [
-            conform(table.slice(start, BLOCK_ROWS), self.columns, first_row=start, where="the rows")
-            for start in range(0, max(table.num_rows, 1), BLOCK_ROWS)
-        ]
-        return pa.concat_tables(list(self.predict_blocks(iter(blocks), counts))), counts
+        parts = []
+        for start in range(0, max(table.num_rows, 1), BLOCK_ROWS):
+            rows = table.slice(start, BLOCK_ROWS)
+            block = conform(rows, self.columns, first_row=start, where="the rows")
+            part, counted = self.predict_block(block, first_row=start)
+            parts.append(part)
+            counts.add(counted)
+        return pa.concat_tables(parts), counts
 
-    def predict_blocks(
-        self, blocks: Iterator[pa.Table], counts: PredictionCounts
-    ) -> Iterator[pa.Table]:
-        """Predict block by block, in memory for one block; `counts` is added to."""
-        first_row = 0
-        for block in blocks:
-            scored = self._scorer.score(block, first_row=first_row)
-            counts.rows += block.num_rows
-            usable = scored.features.usable
-            counts.unusable += int((~usable).sum())
-            counts.not_finite += int((usable & ~np.isfinite(scored.outputs).all(axis=1)).sum())
-            counts.filled.update(scored.features.filled)
-            counts.unseen.update(scored.features.unseen)
-            row_id = np.arange(first_row, first_row + block.num_rows, dtype=np.int64)
-            yield prediction_table(self.preprocessor.target, row_id, scored.outputs)
-            first_row += block.num_rows
+    def predict_block(
+        self, block: pa.Table, *, first_row: int
+    ) -> tuple[pa.Table, PredictionCounts]:
+        """Predict on a block of raw rows in canonical types.
+
+        Args:
+            block: The rows.
+            first_row: The number of its first row.
+        """
+        scored = self._scorer.score(block, first_row=first_row)
+        usable = scored.features.usable
+        counts = PredictionCounts(
+            rows=block.num_rows,
+            unusable=int((~usable).sum()),
+            not_finite=int((usable & ~np.isfinite(scored.outputs).all(axis=1)).sum()),
+            filled=Counter(scored.features.filled),
+            unseen=Counter(scored.features.unseen),
+        )
+        row_id = np.arange(first_row, first_row + block.num_rows, dtype=np.int64)
+        return prediction_table(self.preprocessor.target, row_id, scored.outputs), counts
+
+    def shipped(self) -> Shipped[LoadedBundle]:
+        """This bundle, for any process; another one loads it from where it lies."""
+        artifact = self._bundle.artifact
+        key = f"{artifact.url} {artifact.manifest.digest} {self._code}"
+        return Shipped(key, partial(LoadedBundle, self._bundle, self._code), self)
 
     def ignored(self, names: Sequence[str]) -> list[str]:
         """The columns of a table that the model does not use; the target is not among them."""
@@ -148,5 +173,5 @@ def load_bundle(
         ArtifactDamagedError: If a file is not what the manifest says.
         StorageError: If the place cannot be read.
     """
-    code = CustomCode(target=model, allow=allow_code, search=Path.cwd())
+    code = CustomCode(target=model, allow=tuple(allow_code), search=Path.cwd())
     return LoadedBundle(ModelBundle.open(path), code)

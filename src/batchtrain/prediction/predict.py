@@ -7,12 +7,16 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from batchtrain.engines.embedded import EmbeddedEngine
+from batchtrain.engines.engine import Block, Engine, Tables
+from batchtrain.engines.shipped import Shipped
 from batchtrain.errors import DataError, StorageError, UnsafeInputError
 from batchtrain.prediction.loaded import LoadedBundle, PredictionCounts
 from batchtrain.progress import Progress
@@ -20,13 +24,14 @@ from batchtrain.tables import (
     column_names,
     neutralise_formulas,
     open_source,
-    read_blocks,
     source_contains,
 )
 
 __all__ = ["Predicted", "predict_file"]
 
 WriteTable = Callable[[pa.Table], None]
+
+COLUMN_COUNTS = pa.schema([("what", pa.string()), ("column", pa.string()), ("count", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,13 @@ class Predicted:
 
 
 def predict_file(
-    bundle: LoadedBundle, source: str, out: Path, *, base: Path, progress: Progress
+    bundle: LoadedBundle,
+    source: str,
+    out: Path,
+    *,
+    base: Path,
+    progress: Progress,
+    engine: Engine | None = None,
 ) -> Predicted:
     """Predict on every row of a source; memory does not grow with its size.
 
@@ -60,22 +71,54 @@ def predict_file(
         out: A .parquet or .csv file.
         base: What a relative source starts from.
         progress: Hears how far it is.
+        engine: Carries the work to the rows; left out, this process does it. The output is the
+            same bytes.
 
     Raises:
         DataError: If the input cannot be read, or the output exists or has another ending.
         UnsafeInputError: If the output would be one of the input's files.
     """
     _check_output(source, out, base)
+    engine = engine or EmbeddedEngine()
     opened = open_source(source, base=base, null_values=bundle.content["null_values"])
     counts = PredictionCounts()
     neutralised = 0
+    work = partial(_predict_block, bundle.shipped(), out.suffix == ".csv")
     with _new_file(out) as temporary, _writer(temporary, out.suffix) as write:
-        for table in bundle.predict_blocks(read_blocks(opened, bundle.columns), counts):
-            safe, changed = neutralise_formulas(table) if out.suffix == ".csv" else (table, 0)
-            neutralised += changed
-            write(safe)
+        for table, numbers, columns in engine.map_blocks(opened, bundle.columns, work):
+            counts.add(_read_counts(numbers, columns))
+            neutralised += numbers["neutralised"][0].as_py()
+            write(table)
             progress.working("rows predicted", counts.rows, None)
     return Predicted(out, counts, bundle.ignored(column_names(opened)), neutralised)
+
+
+def _predict_block(bundle: Shipped[LoadedBundle], for_csv: bool, block: Block) -> Tables:
+    """The predictions for a block, and what happened to its rows; for any process."""
+    table, counts = bundle.get().predict_block(block.table, first_row=block.first_row)
+    neutralised = 0
+    if for_csv:
+        table, neutralised = neutralise_formulas(table)
+    numbers = {
+        "rows": [counts.rows],
+        "unusable": [counts.unusable],
+        "not_finite": [counts.not_finite],
+        "neutralised": [neutralised],
+    }
+    columns = [
+        {"what": what, "column": column, "count": count}
+        for what, found in (("filled", counts.filled), ("unseen", counts.unseen))
+        for column, count in found.items()
+    ]
+    return table, pa.table(numbers), pa.Table.from_pylist(columns, schema=COLUMN_COUNTS)
+
+
+def _read_counts(numbers: pa.Table, columns: pa.Table) -> PredictionCounts:
+    (row,) = numbers.to_pylist()
+    counts = PredictionCounts(row["rows"], row["unusable"], row["not_finite"])
+    for each in columns.to_pylist():
+        getattr(counts, each["what"])[each["column"]] += each["count"]
+    return counts
 
 
 def _check_output(source: str, out: Path, base: Path) -> None:

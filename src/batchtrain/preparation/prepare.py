@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,31 +14,28 @@ import pyarrow as pa
 
 from batchtrain.artifacts import Draft
 from batchtrain.artifacts.parquet_bytes import parquet_bytes
-from batchtrain.artifacts.prepared import SplitRows
+from batchtrain.engines.embedded import EmbeddedEngine
+from batchtrain.engines.engine import BlockFunction, Engine, Tables
 from batchtrain.points import passed
+from batchtrain.preparation.block_work import (
+    fit_block,
+    fitted_block,
+    transform_block,
+    transformed_block,
+)
 from batchtrain.preparation.resolve import Change
 from batchtrain.preparation.shards import ShardWriter, auto_lanes, packed_row_bytes
 from batchtrain.preparation.survey import Survey, column_types
-from batchtrain.preprocessing import (
-    Features,
-    FittedPreprocessor,
-    FittedTarget,
-    encode_target,
-    fit_preprocessor,
-    transform,
-)
+from batchtrain.preprocessing import FittedPreprocessor, FittedTarget, fit_preprocessor
 from batchtrain.preprocessing.statistics import (
     ColumnStatistics,
     NumericStatistics,
-    block_statistics,
     merge_statistics,
     merge_tree,
 )
-from batchtrain.preprocessing.transform import class_names
 from batchtrain.progress import Progress
 from batchtrain.row_order import WINDOW_ROWS
 from batchtrain.spec.data import SPLITS
-from batchtrain.tables import read_blocks
 
 __all__ = ["build_prepared_data", "fit"]
 
@@ -47,26 +45,26 @@ GOLDEN_ROWS = 64
 MANY_CATEGORIES = 1000
 
 
-@dataclass(frozen=True)
-class _Block:
-    """One block of raw rows with what was decided about them."""
-
-    first_row: int
-    table: pa.Table
-    splits: npt.NDArray[np.uint8]
-
-
-def build_prepared_data(found: Survey, draft: Draft, progress: Progress) -> Mapping[str, Any]:
+def build_prepared_data(
+    found: Survey, draft: Draft, progress: Progress, *, engine: Engine | None = None
+) -> Mapping[str, Any]:
     """Fit, transform and write everything; returns the manifest's content.
+
+    Args:
+        found: What was decided about the rows.
+        draft: Where to write.
+        progress: Hears how far it is.
+        engine: Carries the work to the blocks; left out, this process does it.
 
     Raises:
         DataError: If a row cannot be used and its policy does not say what to do.
     """
     passed("prepare.surveyed")
-    fitted, statistics = fit(found, progress)
+    engine = engine or EmbeddedEngine()
+    fitted, statistics = fit(found, progress, engine)
     passed("prepare.fitted")
     lanes = _training_lanes(found, fitted)
-    written = _write_splits(found, fitted, {"train": lanes}, draft, progress)
+    written = _write_splits(found, fitted, {"train": lanes}, draft, progress, engine)
     passed("prepare.written")
     draft.add_json("preprocess.json", fitted.to_json())
     draft.add_json("profile.json", _profile(found, fitted, statistics, written))
@@ -88,28 +86,26 @@ def build_prepared_data(found: Survey, draft: Draft, progress: Progress) -> Mapp
 
 
 def fit(
-    found: Survey, progress: Progress
+    found: Survey, progress: Progress, engine: Engine
 ) -> tuple[FittedPreprocessor, dict[str, ColumnStatistics]]:
     """Learn fill values, scales and categories from the training rows, and from no others."""
-    parts: list[dict[str, ColumnStatistics]] = []
+    columns = found.data.columns
     classes: set[str] = set()
-    for block in _blocks(found):
-        train = block.splits == SPLITS.index("train")
-        rows = block.table.filter(pa.array(train))
-        row_id = np.flatnonzero(train) + block.first_row
-        parts.append(block_statistics(rows, found.data.columns, row_id=row_id))
-        if found.task == "classification":
-            classes.update(class_names(rows[found.data.target]).unique().to_pylist())
-        progress.working(
-            "rows fitted", block.first_row + block.table.num_rows, len(found.split_of_row)
-        )
+
+    def parts() -> Iterator[dict[str, ColumnStatistics]]:
+        work = partial(fit_block, columns, found.data.target, found.task)
+        for tables in _over_blocks(found, work, "rows fitted", progress, engine):
+            statistics, present = fitted_block(columns, tables)
+            classes.update(present)
+            yield statistics
+
+    statistics = merge_tree(parts(), merge_statistics)
     target = FittedTarget(
         name=found.data.target,
         task=found.task,
         classes=tuple(sorted(classes, key=str.encode)),
     )
-    statistics = merge_tree(parts, merge_statistics)
-    return fit_preprocessor(found.data.columns, statistics, target), statistics
+    return fit_preprocessor(columns, statistics, target), statistics
 
 
 @dataclass(frozen=True)
@@ -136,6 +132,7 @@ def _write_splits(
     lanes: Mapping[str, int],
     draft: Draft,
     progress: Progress,
+    engine: Engine,
 ) -> _Written:
     """Transform every block and write its rows; a split that `lanes` does not name has one."""
     writers = {
@@ -144,23 +141,15 @@ def _write_splits(
     }
     filled: Counter[str] = Counter()
     unseen: Counter[str] = Counter()
-    golden_ids = _golden_row_ids(found)
     golden: list[pa.Table] = []
-    for block in _blocks(found):
-        golden.append(_taken(block, golden_ids))
-        used = block.splits < len(SPLITS)
-        table = block.table.filter(pa.array(used))
-        rows = np.flatnonzero(used) + block.first_row
-        features = transform(fitted, table, row_id=rows)
-        filled.update(features.filled)
-        unseen.update(features.unseen)
-        target = encode_target(fitted.target, table[fitted.target.name], row_id=rows)
-        for place, split in enumerate(SPLITS):
-            chosen = block.splits[used] == place
-            writers[split].add(_split_rows(features, target, rows, chosen))
-        progress.working(
-            "rows written", block.first_row + len(block.splits), len(found.split_of_row)
-        )
+    work = partial(transform_block, fitted, _golden_row_ids(found))
+    for tables in _over_blocks(found, work, "rows written", progress, engine):
+        block = transformed_block(fitted, tables)
+        filled.update(block.filled)
+        unseen.update(block.unseen)
+        golden.append(block.golden)
+        for split, rows in block.rows.items():
+            writers[split].add(rows)
     return _Written(
         shards={split: writers[split].names for split in SPLITS},
         filled=filled,
@@ -169,28 +158,22 @@ def _write_splits(
     )
 
 
-def _split_rows(
-    features: Features,
-    target: npt.NDArray[Any],
-    rows: npt.NDArray[np.int64],
-    chosen: npt.NDArray[np.bool_],
-) -> SplitRows:
-    return SplitRows(
-        numeric=features.numeric[chosen],
-        codes=features.codes[chosen],
-        target=target[chosen],
-        row_id=rows[chosen],
-    )
-
-
-def _blocks(found: Survey) -> Iterator[_Block]:
-    """The input's blocks with all columns that are used, and each row's split."""
+def _over_blocks(
+    found: Survey, work: BlockFunction, what: str, progress: Progress, engine: Engine
+) -> Iterator[Tables]:
+    """Carry work to all blocks, with all columns that are used and each row's split as its mark."""
     types = {**column_types(dict(found.data.columns)), found.data.target: found.target_type}
-    first_row = 0
-    for table in read_blocks(found.source, types):
-        splits = found.split_of_row[first_row : first_row + table.num_rows]
-        yield _Block(first_row=first_row, table=table, splits=splits)
-        first_row += table.num_rows
+    results = engine.map_blocks(
+        found.source,
+        types,
+        work,
+        rows_of_files=found.schema.rows_of_files,
+        marks=found.split_of_row,
+    )
+    for place, tables in enumerate(results):
+        yield tables
+        done = min((place + 1) * engine.block_rows, found.schema.num_rows)
+        progress.working(what, done, found.schema.num_rows)
 
 
 def _golden_row_ids(found: Survey) -> npt.NDArray[np.int64]:
@@ -199,12 +182,6 @@ def _golden_row_ids(found: Survey) -> npt.NDArray[np.int64]:
     candidates = np.flatnonzero(found.split_of_row == SPLITS.index(split))
     count = min(GOLDEN_ROWS, len(candidates))
     return candidates[np.arange(count) * len(candidates) // count]
-
-
-def _taken(block: _Block, row_id: npt.NDArray[np.int64]) -> pa.Table:
-    """Those of the named rows that this block holds."""
-    places = row_id - block.first_row
-    return block.table.take(pa.array(places[(places >= 0) & (places < block.table.num_rows)]))
 
 
 def _profile(

@@ -13,6 +13,7 @@ from batchtrain.artifacts import BuildStatus, Draft, prepared_key, reuse_or_buil
 from batchtrain.artifacts.layout import HASH_CACHE
 from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PREPARED_DATA, PreparedData
+from batchtrain.engines.engine import Engine
 from batchtrain.errors import Problem, SpecError, StorageError, UnsafeInputError
 from batchtrain.preparation.prepare import build_prepared_data
 from batchtrain.preparation.survey import Survey, survey
@@ -29,9 +30,16 @@ __all__ = ["open_input", "prepare", "survey_input"]
 
 
 def prepare(
-    loaded: LoadedSpec, storage: Storage, progress: Progress
+    loaded: LoadedSpec, storage: Storage, progress: Progress, *, engine: Engine | None = None
 ) -> tuple[PreparedData, BuildStatus]:
     """Prepare the rows of a spec, once for all runs with the same rows and `data` section.
+
+    Args:
+        loaded: The spec.
+        storage: Where to publish.
+        progress: Hears how far it is.
+        engine: Carries the work to the rows; left out, this process does it. The result is the
+            same bytes.
 
     Raises:
         SpecError: If the `data` section does not suit the table.
@@ -42,7 +50,8 @@ def prepare(
     inputs = _inputs(loaded, source, storage)
 
     def build(draft: Draft) -> Mapping[str, Any]:
-        return build_prepared_data(survey_input(loaded, source), draft, progress)
+        found = survey_input(loaded, source, engine=engine)
+        return build_prepared_data(found, draft, progress, engine=engine)
 
     key = prepared_key(fingerprint_of(inputs))
     artifact, status = reuse_or_build(storage, key, PREPARED_DATA, inputs=inputs, build=build)
@@ -57,9 +66,10 @@ def open_input(loaded: LoadedSpec) -> Source:
     return open_source(data.source, base=loaded.path.parent, null_values=data.null_values)
 
 
-def survey_input(loaded: LoadedSpec, source: Source) -> Survey:
+def survey_input(loaded: LoadedSpec, source: Source, *, engine: Engine | None = None) -> Survey:
     """Scan the input and decide on columns, task and splits; see `survey.survey`."""
-    found = survey(loaded.spec.data, source, seed=loaded.spec.seed, where=loaded.where)
+    spec = loaded.spec
+    found = survey(spec.data, source, seed=spec.seed, where=loaded.where, engine=engine)
     check_task(loaded, found.task)
     return found
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchtrain.engines.embedded import EmbeddedEngine
+from batchtrain.engines.engine import BlockFunction, Engine, Tables
 from batchtrain.errors import DataError, Problem, SchemaMismatchError, SpecError
+from batchtrain.preparation.block_work import missing_in_block, only_read, table_of_block
 from batchtrain.preparation.resolve import (
     Change,
     TargetFacts,
@@ -22,7 +26,15 @@ from batchtrain.preprocessing.fitted import INPUT_TYPES
 from batchtrain.preprocessing.transform import class_names, missing_rows
 from batchtrain.spec.data import SPLITS, ColumnSpec, DataSpec
 from batchtrain.spec.task import Task
-from batchtrain.tables import ColumnType, Source, TableSchema, Unsupported, read_blocks, scan
+from batchtrain.tables import (
+    ColumnType,
+    Source,
+    TableSchema,
+    Unsupported,
+    merge_scans,
+    scan_item,
+    scan_items,
+)
 
 __all__ = ["DROPPED", "Survey", "column_types", "survey"]
 
@@ -62,7 +74,14 @@ class Survey:
         return int(np.count_nonzero(self.split_of_row == SPLITS.index(split)))
 
 
-def survey(data: DataSpec, source: Source, *, seed: int, where: Callable[[str], str]) -> Survey:
+def survey(
+    data: DataSpec,
+    source: Source,
+    *,
+    seed: int,
+    where: Callable[[str], str],
+    engine: Engine | None = None,
+) -> Survey:
     """Scan all rows and decide on columns, task and splits.
 
     Args:
@@ -70,25 +89,29 @@ def survey(data: DataSpec, source: Source, *, seed: int, where: Callable[[str], 
         source: The input.
         seed: The run's seed.
         where: Dotted key to `file:line:column`, for messages.
+        engine: Carries the work to the rows; left out, this process does it.
 
     Raises:
         SpecError: If the section does not suit the table; it lists every problem.
         DataError: If a file cannot be read, or no row is left for a split that needs one.
     """
-    schema = scan(source)
+    engine = engine or EmbeddedEngine()
+    items = scan_items(source)
+    schema = merge_scans(source, items, engine.map_items(items, partial(scan_item, source)))
+    reader = _Reader(source, schema, engine)
     resolved = resolve_columns(data, schema, where)
     if isinstance(resolved, list):
         raise SpecError(resolved)
-    target_type, target = _read_target(data, schema, source, where)
+    target_type, target = _read_target(data, reader, where)
     decided = resolve_task(data, _facts(target_type, target), where)
-    dropped, unreadable = _dropped_rows(resolved.columns, source, schema, where)
+    dropped, unreadable = _dropped_rows(resolved.columns, reader, where)
     if isinstance(decided, list) or unreadable:
         raise SpecError([*(decided if isinstance(decided, list) else []), *unreadable])
     task, rule = decided
     if task == "classification":
         target = _class_names(data, target_type, target)
     elif target_type == "integer":
-        target_type, target = "number", _column(source, data.target, "number")
+        target_type, target = "number", reader.column(data.target, "number")
 
     reasons = {f"target {data.target!r} is missing": missing_rows(target), **dropped}
     kept, changes = _kept_rows(reasons, schema.num_rows)
@@ -113,11 +136,30 @@ def column_types(columns: Mapping[str, ColumnSpec]) -> dict[str, ColumnType]:
     return {name: INPUT_TYPES[spec.kind] for name, spec in columns.items()}
 
 
+@dataclass(frozen=True)
+class _Reader:
+    """Reads columns of all rows, by an engine."""
+
+    source: Source
+    schema: TableSchema
+    engine: Engine
+
+    def blocks(self, types: Mapping[str, ColumnType], function: BlockFunction) -> Iterator[Tables]:
+        """What a function makes of each block of some columns."""
+        rows = self.schema.rows_of_files
+        return self.engine.map_blocks(self.source, types, function, rows_of_files=rows)
+
+    def column(self, name: str, column_type: ColumnType) -> pa.ChunkedArray:
+        """All values of one column."""
+        tables = [table for (table,) in self.blocks({name: column_type}, table_of_block)]
+        return pa.concat_tables(tables)[name]
+
+
 def _read_target(
-    data: DataSpec, schema: TableSchema, source: Source, where: Callable[[str], str]
+    data: DataSpec, reader: _Reader, where: Callable[[str], str]
 ) -> tuple[ColumnType, pa.ChunkedArray]:
     """The whole target column in its own type; one column of N values fits in memory."""
-    found = schema.columns[data.target]
+    found = reader.schema.columns[data.target]
     if data.task == "regression" and found == "integer":
         found = "number"
     if isinstance(found, Unsupported):
@@ -131,7 +173,7 @@ def _read_target(
                 )
             ]
         )
-    return found, _column(source, data.target, found)
+    return found, reader.column(data.target, found)
 
 
 def _class_names(data: DataSpec, found: ColumnType, target: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -145,20 +187,13 @@ def _class_names(data: DataSpec, found: ColumnType, target: pa.ChunkedArray) -> 
     return class_names(target)
 
 
-def _column(source: Source, name: str, column_type: ColumnType) -> pa.ChunkedArray:
-    chunks = [
-        chunk for block in read_blocks(source, {name: column_type}) for chunk in block[name].chunks
-    ]
-    return pa.chunked_array(chunks, type=chunks[0].type if chunks else pa.string())
-
-
 def _facts(target_type: ColumnType, target: pa.ChunkedArray) -> TargetFacts:
     distinct = len(pc.unique(target)) - int(target.null_count > 0)
     return TargetFacts(type=target_type, distinct=distinct)
 
 
 def _dropped_rows(
-    columns: dict[str, ColumnSpec], source: Source, schema: TableSchema, where: Callable[[str], str]
+    columns: dict[str, ColumnSpec], reader: _Reader, where: Callable[[str], str]
 ) -> tuple[dict[str, npt.NDArray[np.bool_]], list[Problem]]:
     """Read the columns that can lose rows, or whose declared kind the scan cannot vouch for.
 
@@ -167,21 +202,22 @@ def _dropped_rows(
         for each column with a value that does not fit its declared kind.
     """
     dropping = [name for name, spec in columns.items() if spec.missing == "drop"]
-    rows = {name: np.zeros(schema.num_rows, dtype=np.bool_) for name in dropping}
+    rows = {name: np.zeros(reader.schema.num_rows, dtype=np.bool_) for name in dropping}
     types = {
         name: asked
         for name, asked in column_types(columns).items()
-        if name in dropping or _is_doubtful(asked, str(schema.columns[name]))
+        if name in dropping or _is_doubtful(asked, str(reader.schema.columns[name]))
     }
     if not types:
         return {}, []
     try:
-        for first_row, block in _numbered(read_blocks(source, types)):
+        first_row = 0
+        for (flags,) in reader.blocks(types, partial(missing_in_block, dropping)):
             for name in dropping:
-                part = missing_rows(block[name])
-                rows[name][first_row : first_row + len(part)] = part
+                rows[name][first_row : first_row + flags.num_rows] = flags[name].to_numpy()
+            first_row += flags.num_rows
     except SchemaMismatchError:
-        return {}, list(_unreadable_columns(types, source, where))
+        return {}, list(_unreadable_columns(types, reader, where))
     reasons = {f"column {name!r} is missing (its policy is drop)": rows[name] for name in dropping}
     return reasons, []
 
@@ -206,23 +242,16 @@ def _kept_rows(
 
 
 def _unreadable_columns(
-    types: dict[str, ColumnType], source: Source, where: Callable[[str], str]
+    types: dict[str, ColumnType], reader: _Reader, where: Callable[[str], str]
 ) -> Iterator[Problem]:
     """One problem for each column that holds a value of another type."""
     for name, column_type in types.items():
         try:
-            for _block in read_blocks(source, {name: column_type}):
+            for _nothing in reader.blocks({name: column_type}, only_read):
                 pass
         except SchemaMismatchError as error:
             key = f"data.columns.{name}"
             yield Problem(where(key), key, str(error))
-
-
-def _numbered(blocks: Iterator[pa.Table]) -> Iterator[tuple[int, pa.Table]]:
-    first_row = 0
-    for block in blocks:
-        yield first_row, block
-        first_row += block.num_rows
 
 
 def _labels(

@@ -7,7 +7,7 @@ depend on which process looked at which block, or when.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -156,16 +156,29 @@ def merge_statistics(
     return {name: left[name].merge(right[name]) for name in left}  # type: ignore[arg-type]
 
 
-def merge_tree(parts: Sequence[Part], merge: Callable[[Part, Part], Part]) -> Part:
+def merge_tree(parts: Iterable[Part], merge: Callable[[Part, Part], Part]) -> Part:
     """Merge neighbours, then neighbours of those, and so on, until one is left.
 
-    The shape of the tree depends on the number of parts alone.
+    The shape of the tree depends on the number of parts alone. Parts are merged as they come, so
+    that of n parts only about log2(n) are held.
+
+    Raises:
+        ValueError: If there is no part.
     """
-    level = list(parts)
-    while len(level) > 1:
-        pairs = [merge(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
-        level = pairs if len(level) % 2 == 0 else [*pairs, level[-1]]
-    return level[0]
+    # Each is the merge of 2**level parts; levels fall from left to right, as the digits of n.
+    waiting: list[tuple[int, Part]] = []
+    for part in parts:
+        level, merged = 0, part
+        while waiting and waiting[-1][0] == level:
+            merged = merge(waiting.pop()[1], merged)
+            level += 1
+        waiting.append((level, merged))
+    if not waiting:
+        raise ValueError("expected at least one part to merge, found none")
+    _level, merged = waiting.pop()
+    while waiting:
+        merged = merge(waiting.pop()[1], merged)
+    return merged
 
 
 def _numeric(

@@ -13,7 +13,7 @@ from batchtrain.tables.names import check_names, require_columns
 from batchtrain.tables.safety import refuse_unsafe_footer, refuse_unsafe_types
 from batchtrain.tables.source import SourceFile, opened
 
-__all__ = ["read_parquet", "read_schema"]
+__all__ = ["read_parquet", "read_schema", "row_groups"]
 
 BATCH_ROWS = 65_536
 
@@ -29,8 +29,32 @@ def read_schema(file: SourceFile) -> pa.Schema:
         return parquet.schema_arrow
 
 
-def read_parquet(file: SourceFile, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """Yield the rows of the named columns, in this order, in tables of at most 65,536 rows.
+def row_groups(file: SourceFile) -> list[int]:
+    """The rows of each row group of a file.
+
+    Raises:
+        DataError: If this is not a whole, unencrypted Parquet file.
+        UnsafeInputError: If a type of the file could run code.
+    """
+    with _parquet(file) as parquet:
+        return _group_rows(parquet)
+
+
+def read_parquet(
+    file: SourceFile, columns: Sequence[str], *, first_row: int = 0, stop_row: int | None = None
+) -> Iterator[tuple[int, pa.Table]]:
+    """Yield rows of the named columns, in this order, in tables of at most 65,536 rows.
+
+    Tables end where row groups end, so that they are the same wherever reading begins.
+
+    Args:
+        file: A file of a Parquet source.
+        columns: The columns to read.
+        first_row: A row of the file; row groups that end before it are skipped.
+        stop_row: Row groups that begin at it or after it are not read; None: the end.
+
+    Yields:
+        The number in the file of a table's first row, and the table.
 
     Raises:
         DataError: If the file is damaged, or changes while it is read.
@@ -39,9 +63,24 @@ def read_parquet(file: SourceFile, columns: Sequence[str]) -> Iterator[pa.Table]
     """
     with _parquet(file) as parquet:
         require_columns(parquet.schema_arrow.names, columns, str(file.path))
-        for batch in parquet.iter_batches(BATCH_ROWS, columns=list(columns)):
-            # Arrow reads by the prefix of a path, so that `a` also brings a column `a.b`.
-            yield pa.Table.from_batches([batch]).select(list(columns))
+        row = 0
+        for group, num_rows in enumerate(_group_rows(parquet)):
+            if stop_row is not None and row >= stop_row:
+                return
+            if row + num_rows <= first_row:
+                row += num_rows
+                continue
+            for batch in parquet.iter_batches(
+                BATCH_ROWS, row_groups=[group], columns=list(columns)
+            ):
+                # Arrow reads by the prefix of a path, so that `a` also brings a column `a.b`.
+                yield row, pa.Table.from_batches([batch]).select(list(columns))
+                row += batch.num_rows
+
+
+def _group_rows(parquet: pq.ParquetFile) -> list[int]:
+    metadata = parquet.metadata
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
 
 
 @contextmanager

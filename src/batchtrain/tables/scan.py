@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -18,14 +19,32 @@ from batchtrain.tables.infer import (
     evidence_of_type,
     family,
 )
-from batchtrain.tables.parquet import read_parquet, read_schema
+from batchtrain.tables.parquet import read_parquet, read_schema, row_groups
 from batchtrain.tables.samples import SAMPLES
-from batchtrain.tables.source import Source, SourceFile
+from batchtrain.tables.source import Source, SourceFile, no_rows, num_files, where_of
 from batchtrain.tables.types import ColumnType, TableSchema, Unsupported, column_type
 
-__all__ = ["column_names", "scan"]
+__all__ = ["ScanItem", "column_names", "merge_scans", "scan", "scan_item", "scan_items"]
 
 Found: TypeAlias = Evidence | Unsupported
+
+SCAN_BYTES = 256 << 20
+"""A Parquet file that is larger is looked at in parts of about this size."""
+
+
+@dataclass(frozen=True)
+class ScanItem:
+    """Rows that are looked at in one go: a file, or some row groups of a large one.
+
+    Attributes:
+        place: The file's place in the source.
+        first_row: The number in the file of the first row.
+        stop_row: The row after the last; None: the end of the file.
+    """
+
+    place: int
+    first_row: int = 0
+    stop_row: int | None = None
 
 
 @dataclass
@@ -45,9 +64,15 @@ class _FileScan:
             self.missing[name] = self.missing.get(name, 0) + array.null_count
         return values
 
+    def add(self, other: _FileScan) -> None:
+        """Add what another part of the same file holds."""
+        self.num_rows += other.num_rows
+        for name, missing in other.missing.items():
+            self.missing[name] = self.missing.get(name, 0) + missing
+
 
 def scan(source: Source) -> TableSchema:
-    """Learn the columns and types from all rows of all files, in bounded memory.
+    """Learn the columns and types from all rows of all files, in this process.
 
     In CSV files a column is "integer" if every cell is an int64, "number" if every cell is a
     number (`inf` included), "boolean" if every cell is true or false, else "string". Digits that
@@ -62,11 +87,67 @@ def scan(source: Source) -> TableSchema:
         SchemaMismatchError: If files differ in their columns, or in the types of a column.
         UnsafeInputError: If a type of a file could run code.
     """
-    scans = list(_file_scans(source))
+    items = scan_items(source)
+    return merge_scans(source, items, (scan_item(source, item) for item in items))
+
+
+def scan_items(source: Source) -> list[ScanItem]:
+    """What to look at, in the order of the rows; of large Parquet files the footers are read."""
+    items: list[ScanItem] = []
+    for place in range(num_files(source)):
+        items.extend(_items_of_file(source, place))
+    return items
+
+
+def scan_item(source: Source, item: ScanItem) -> tuple[pa.Table, pa.Table]:
+    """Look at all rows of an item, in bounded memory.
+
+    Returns:
+        For `merge_scans`: one row on the item, and one row for each column.
+
+    Raises:
+        DataError: If the file cannot be read.
+        UnsafeInputError: If a type of the file could run code.
+    """
+    found = _scanned(source, item)
+    about = pa.table({"rows": pa.array([found.num_rows], pa.int64())})
+    names = list(found.columns)
+    unsupported = [
+        each.arrow_type if isinstance(each, Unsupported) else None
+        for each in found.columns.values()
+    ]
+    evidence = [
+        int(each) if isinstance(each, Evidence) else None for each in found.columns.values()
+    ]
+    columns = {
+        "name": pa.array(names, pa.string()),
+        "evidence": pa.array(evidence, pa.int64()),
+        "unsupported": pa.array(unsupported, pa.string()),
+        "missing": pa.array([found.missing.get(name) for name in names], pa.int64()),
+    }
+    return about, pa.table(columns)
+
+
+def merge_scans(
+    source: Source, items: Sequence[ScanItem], parts: Iterable[tuple[pa.Table, ...]]
+) -> TableSchema:
+    """Decide on columns and types from what `scan_item` found, in the order of the items.
+
+    Raises:
+        DataError: If there is no row.
+        SchemaMismatchError: If files differ in their columns, or in the types of a column.
+    """
+    scans: list[_FileScan] = []
+    for item, (about, columns) in zip(items, parts, strict=True):
+        found = _file_scan(where_of(source, item.place), about, columns)
+        if item.first_row:
+            scans[-1].add(found)
+        else:
+            scans.append(found)
     _require_same_columns(scans)
     num_rows = sum(each.num_rows for each in scans)
     if num_rows == 0:
-        raise DataError(f"source {source.text!r}: expected rows, found none. Use other files")
+        raise no_rows(source)
     columns = {name: _merged(name, scans) for name in scans[0].columns}
     return TableSchema(
         columns={
@@ -79,6 +160,7 @@ def scan(source: Source) -> TableSchema:
             for name, found in columns.items()
             if not isinstance(found, Unsupported)
         },
+        rows_of_files=tuple(each.num_rows for each in scans),
     )
 
 
@@ -93,18 +175,53 @@ def column_names(source: Source) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for file in source.files for name in read(file)))
 
 
-def _file_scans(source: Source) -> Iterator[_FileScan]:
+def _items_of_file(source: Source, place: int) -> Iterator[ScanItem]:
+    """One item, or several for a large Parquet file."""
+    groups: list[int] = []
+    if source.kind == "parquet" and source.files[place].size > SCAN_BYTES:
+        # Whoever looks at the rows says what is wrong with a footer that cannot be read.
+        with suppress(DataError):
+            groups = row_groups(source.files[place])
+    if not groups:
+        yield ScanItem(place)
+        return
+    at_most = sum(groups) * SCAN_BYTES // source.files[place].size
+    first = row = 0
+    for num_rows in groups:
+        if row > first and row + num_rows - first > at_most:
+            yield ScanItem(place, first, row)
+            first = row
+        row += num_rows
+    yield ScanItem(place, first, None)
+
+
+def _scanned(source: Source, item: ScanItem) -> _FileScan:
+    where = where_of(source, item.place)
     if source.kind == "sample":
         table = SAMPLES[source.sample]()
-        yield _typed_scan(f"sample:{source.sample}", table.schema, iter([table]))
-    for file in source.files:
-        if source.kind == "csv":
-            yield _text_scan(file, source.null_values)
-        else:
-            schema = read_schema(file)
-            found = _of_schema(schema)
-            readable = [name for name in found if not isinstance(found[name], Unsupported)]
-            yield _typed_scan(str(file.path), schema, read_parquet(file, readable))
+        return _typed_scan(where, table.schema, iter([(0, table)]))
+    file = source.files[item.place]
+    if source.kind == "csv":
+        return _text_scan(file, source.null_values)
+    schema = read_schema(file)
+    found = _of_schema(schema)
+    readable = [name for name in found if not isinstance(found[name], Unsupported)]
+    tables = read_parquet(file, readable, first_row=item.first_row, stop_row=item.stop_row)
+    return _typed_scan(where, schema, tables)
+
+
+def _file_scan(where: str, about: pa.Table, columns: pa.Table) -> _FileScan:
+    """Read what `scan_item` made."""
+    found: dict[str, Found] = {}
+    missing = {}
+    for row in columns.to_pylist():
+        evidence = row["evidence"]
+        found[row["name"]] = (
+            Unsupported(row["unsupported"]) if evidence is None else Evidence(evidence)
+        )
+        if row["missing"] is not None:
+            missing[row["name"]] = row["missing"]
+    return _FileScan(where, found, about["rows"][0].as_py(), missing)
 
 
 def _text_scan(file: SourceFile, null_values: tuple[str, ...]) -> _FileScan:
@@ -118,14 +235,14 @@ def _text_scan(file: SourceFile, null_values: tuple[str, ...]) -> _FileScan:
     return result
 
 
-def _typed_scan(where: str, schema: pa.Schema, tables: Iterator[pa.Table]) -> _FileScan:
+def _typed_scan(where: str, schema: pa.Schema, tables: Iterator[tuple[int, pa.Table]]) -> _FileScan:
     result = _FileScan(where, _of_schema(schema))
     unsigned: dict[str, ColumnType] = {
         name: "integer" for name in schema.names if pa.types.is_uint64(schema.field(name).type)
     }
-    for table in tables:
+    for row, table in tables:
         if unsigned:
-            conform(table, unsigned, first_row=result.num_rows, where=where)
+            conform(table, unsigned, first_row=row, where=where)
         result.count(table)
     return result
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import cache
 from io import BufferedReader
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -16,7 +18,17 @@ from batchtrain.errors import DataError
 from batchtrain.tables.discovery import Discovery, discover
 from batchtrain.tables.samples import canonical_sample_name
 
-__all__ = ["Source", "SourceFile", "SourceKind", "open_source", "opened"]
+__all__ = [
+    "Source",
+    "SourceFile",
+    "SourceKind",
+    "no_rows",
+    "num_files",
+    "open_source",
+    "opened",
+    "require_unchanged",
+    "where_of",
+]
 
 SourceKind: TypeAlias = Literal["csv", "parquet", "sample"]
 
@@ -41,6 +53,7 @@ class SourceFile:
         size: In bytes.
         mtime_ns: Time of its last change, nanoseconds.
         inode: Number of the file in its file system.
+        machine: Where it was seen so; elsewhere a file of this path is its copy.
     """
 
     path: Path
@@ -48,6 +61,7 @@ class SourceFile:
     size: int
     mtime_ns: int
     inode: int
+    machine: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +123,8 @@ def opened(file: SourceFile) -> Iterator[BufferedReader]:
     """Open a file for reading, and hold it against what it was when the source was opened.
 
     The check runs before the first byte is used and again after the last, so that rows of two
-    versions of a file are never mixed without an error.
+    versions of a file are never mixed without an error. On another machine than the one that
+    opened the source the file may be a copy: it must have the same size, and not change meanwhile.
 
     Raises:
         DataError: If the file has changed, is gone, or may not be read.
@@ -124,6 +139,7 @@ def opened(file: SourceFile) -> Iterator[BufferedReader]:
             "start again"
         ) from error
     with os.fdopen(descriptor, "rb") as handle:
+        file = _as_seen_here(file, os.fstat(descriptor))
         _require_unchanged(file, os.fstat(descriptor))
         try:
             yield handle
@@ -133,6 +149,47 @@ def opened(file: SourceFile) -> Iterator[BufferedReader]:
             raise
         _require_unchanged(file, os.fstat(descriptor))
         _require_unchanged(file, _stat(file.path))
+
+
+def num_files(source: Source) -> int:
+    """How many places rows come from; a sample is one."""
+    return 1 if source.kind == "sample" else len(source.files)
+
+
+def where_of(source: Source, place: int) -> str:
+    """One of these places, for messages."""
+    return f"sample:{source.sample}" if source.kind == "sample" else str(source.files[place].path)
+
+
+def no_rows(source: Source) -> DataError:
+    """The error for a source without any row."""
+    return DataError(f"source {source.text!r}: expected rows, found none. Use other files")
+
+
+def require_unchanged(file: SourceFile) -> None:
+    """Hold a file against what it was when the source was opened; nothing is read.
+
+    Raises:
+        DataError: If it has changed or is gone.
+    """
+    now = _stat(file.path)
+    _require_unchanged(_as_seen_here(file, now), now)
+
+
+@cache
+def this_machine() -> str:
+    """What tells apart the places from which a path may lead to another file."""
+    with suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {Path('/proc/self/ns/mnt').readlink()}"
+    return platform.node()
+
+
+def _as_seen_here(file: SourceFile, now: os.stat_result | None) -> SourceFile:
+    """What a file must be on this machine: a copy has a time and a number of its own."""
+    if now is None or file.machine == this_machine():
+        return file
+    return replace(file, mtime_ns=now.st_mtime_ns, inode=now.st_ino)
 
 
 def _require_unchanged(file: SourceFile, now: os.stat_result | None) -> None:
@@ -156,7 +213,7 @@ def _stat(path: Path) -> os.stat_result | None:
 
 def _described(name: str, path: Path) -> SourceFile:
     now = path.stat()
-    return SourceFile(path, name, now.st_size, now.st_mtime_ns, now.st_ino)
+    return SourceFile(path, name, now.st_size, now.st_mtime_ns, now.st_ino, this_machine())
 
 
 def _format(source: str, found: Discovery) -> SourceKind:

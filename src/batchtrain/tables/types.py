@@ -47,11 +47,13 @@ class TableSchema:
             is a "string" column whose `missing` equals `num_rows`.
         num_rows: Rows of all files together, at least 1.
         missing: Cells without a value (NaN included); unsupported columns are left out.
+        rows_of_files: Rows of each file, in the order of the source.
     """
 
     columns: dict[str, ColumnType | Unsupported]
     num_rows: int
     missing: dict[str, int] = field(default_factory=dict)
+    rows_of_files: tuple[int, ...] = ()
 
 
 def column_type(arrow_type: pa.DataType) -> ColumnType | Unsupported | None:

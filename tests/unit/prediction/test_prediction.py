@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchtrain.artifacts.parquet_bytes import table_from_bytes
+from batchtrain.engines.embedded import EmbeddedEngine
 from batchtrain.errors import (
     ArtifactDamagedError,
     ArtifactError,
@@ -141,8 +143,7 @@ def test_d28_where_blocks_are_cut_does_not_show(
     assert same_bits(cut.combine_chunks(), whole.combine_chunks())
     assert again == counts
     source = write_table(tmp_path / "rows.parquet", finished.table)
-    read = predict_module.read_blocks
-    monkeypatch.setattr(predict_module, "read_blocks", lambda *some: read(*some, block_rows=33))
+    monkeypatch.setattr(predict_module, "EmbeddedEngine", partial(EmbeddedEngine, 33))
     done = predict(model, source, tmp_path / "out.parquet")
     assert same_bits(pq.read_table(tmp_path / "out.parquet"), whole.combine_chunks())
     assert done.counts == counts
@@ -272,8 +273,7 @@ def test_x15_a_class_that_a_spreadsheet_would_run_is_neutralised_in_csv_only(
     expected, _counts = model.predict_table(table)
     formulas = pc.sum(pc.equal(expected["prediction"], "=1+1")).as_py()
     assert formulas > 0
-    read = predict_module.read_blocks
-    monkeypatch.setattr(predict_module, "read_blocks", lambda *some: read(*some, block_rows=50))
+    monkeypatch.setattr(predict_module, "EmbeddedEngine", partial(EmbeddedEngine, 50))
     source = tmp_path / "rows.parquet"
     done = predict(model, source, tmp_path / "out.csv")
     assert done.neutralised == formulas

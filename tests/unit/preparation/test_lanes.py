@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchtrain.artifacts.prepared import PreparedData, SplitRows
+from batchtrain.engines.embedded import EmbeddedEngine
 from batchtrain.errors import SpecError
 from batchtrain.preparation import prepare as prepare_module
 from batchtrain.preparation import shards
@@ -162,8 +163,7 @@ def test_d24_the_blocks_of_the_input_do_not_show_in_the_lanes(
 ) -> None:
     data = {"lanes": 9, "split": {"kind": "ordered"}}
     whole = prepared_for(spec_for(folder(tmp_path, "whole"), mixed_table(60), data=data))
-    blocks = partial(prepare_module.read_blocks, block_rows=block_rows)
-    monkeypatch.setattr(prepare_module, "read_blocks", blocks)
+    monkeypatch.setattr(prepare_module, "EmbeddedEngine", partial(EmbeddedEngine, block_rows))
     cut = prepared_for(spec_for(folder(tmp_path, "cut"), mixed_table(60), data=data))
     for split in SPLITS:
         for name in whole.content["splits"][split]["shards"]:

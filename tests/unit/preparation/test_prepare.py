@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchtrain.artifacts.prepared import PreparedData
+from batchtrain.engines.embedded import EmbeddedEngine
 from batchtrain.errors import ArtifactDamagedError, DataError, SpecError, StorageError
 from batchtrain.preparation import prepare as prepare_module
 from batchtrain.preparation import shards
@@ -296,8 +297,7 @@ def test_d25_a_preparation_cut_off_at_any_write_leaves_nothing_and_the_next_is_t
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Blocks of 16 rows and shards of 10, so that a small table has several."""
-    blocks = partial(prepare_module.read_blocks, block_rows=16)
-    monkeypatch.setattr(prepare_module, "read_blocks", blocks)
+    monkeypatch.setattr(prepare_module, "EmbeddedEngine", partial(EmbeddedEngine, 16))
     monkeypatch.setattr(shards, "SHARD_ROWS", 10)
     return
 

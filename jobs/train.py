@@ -1,0 +1,7 @@
+"""Train the model of a spec, as a Ray job."""
+
+from batchtrain.cli.app import train
+from batchtrain.cli.job import main_of_job
+
+if __name__ == "__main__":
+    main_of_job(train)

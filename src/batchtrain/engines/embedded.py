@@ -1,0 +1,45 @@
+"""The engine of small work: this process, one block after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from batchtrain.engines.engine import BlockFunction, EngineName, Marks, Tables, numbered
+from batchtrain.tables import BLOCK_ROWS, ColumnType, Source, read_blocks
+
+__all__ = ["EmbeddedEngine"]
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class EmbeddedEngine:
+    """Starts nothing and holds a few blocks at a time; see `Engine`."""
+
+    block_rows: int = BLOCK_ROWS
+
+    @property
+    def name(self) -> EngineName:
+        """Which engine this is."""
+        return "embedded"
+
+    def map_items(
+        self, items: Sequence[Item], function: Callable[[Item], Tables]
+    ) -> Iterator[Tables]:
+        """See `Engine.map_items`."""
+        return map(function, items)
+
+    def map_blocks(
+        self,
+        source: Source,
+        columns: Mapping[str, ColumnType],
+        function: BlockFunction,
+        *,
+        rows_of_files: Sequence[int] | None = None,
+        marks: Marks | None = None,
+    ) -> Iterator[Tables]:
+        """See `Engine.map_blocks`."""
+        tables = read_blocks(source, columns, block_rows=self.block_rows)
+        return map(function, numbered(tables, marks))

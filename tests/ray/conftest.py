@@ -1,0 +1,20 @@
+"""Ray on this machine: started once for all tests of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from batchtrain.engines.session import RaySession
+
+LOGICAL_CPUS = 4
+"""More than the machine may have: the tests need several workers, not speed."""
+
+
+@pytest.fixture(scope="module")
+def ray_session() -> Iterator[RaySession]:
+    """A Ray without a dashboard, which ends with the module."""
+    with RaySession("local", cpus=LOGICAL_CPUS) as session:
+        session.connect()
+        yield session

@@ -1,0 +1,109 @@
+"""Nodes that are lost under a training; the nodes are raylets of this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from batchtrain.artifacts.trained import TrainedModel
+from batchtrain.engines.session import RaySession
+from batchtrain.errors import BatchtrainError
+from batchtrain.pipeline import run_spec
+from batchtrain.spec.load import LoadedSpec, load_spec
+from tests.support.ranks import Told, compared, newest_step, small_spec, train_ranks
+
+pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.fault, pytest.mark.timeout(900)]
+
+NODES = 3
+KILLS = 3
+MANY_KILLS = 20
+EPOCHS = 400
+"""Far more than three losses take; the training is slow enough to be met in the middle."""
+
+
+@dataclass
+class Nodes:
+    """A cluster whose head has no cores, and whose nodes have one each."""
+
+    cluster: Any
+    session: RaySession
+    alive: list[Any]
+
+    def kill(self) -> None:
+        """Kill a node, with all that runs on it; without a word to anybody."""
+        self.cluster.remove_node(self.alive.pop(0), allow_graceful=False)
+
+    def add(self) -> None:
+        """Start a node; in the main thread, which Ray's own code needs."""
+        self.alive.append(self.cluster.add_node(num_cpus=1))
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+    )
+    with RaySession(cluster.address) as session:
+        found = Nodes(cluster, session, [])
+        for _ in range(NODES):
+            found.add()
+        session.connect()
+        yield found
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def _wait_for_step(loaded: LoadedSpec, after: int, training: Future[Any]) -> int:
+    while not training.done():
+        with suppress(BatchtrainError, FileNotFoundError):
+            step = newest_step(loaded)
+            if step > after:
+                return step
+        time.sleep(0.05)
+    training.result()
+    raise AssertionError("the training ended before a node could be killed")
+
+
+@pytest.mark.parametrize("kills", [KILLS, pytest.param(MANY_KILLS, marks=pytest.mark.long)])
+def test_r17_killed_nodes_change_no_byte(kills: int, tmp_path: Path, nodes: Nodes) -> None:
+    epochs = EPOCHS * (1 + kills // 10)
+    expected = train_ranks(_spec(tmp_path / "undisturbed", kills, epochs), NODES)
+    loaded = _spec(tmp_path / "killed", kills, epochs)
+    told = Told()
+
+    def train() -> TrainedModel | None:
+        spread = load_spec(loaded.path, [*_overrides(kills), f"resources.workers={NODES}"])
+        return run_spec(spread, last="train", progress=told).trained
+
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train)
+        step = 0
+        for _ in range(kills):
+            step = _wait_for_step(loaded, step, training)
+            nodes.kill()
+            nodes.add()
+        trained = training.result()
+    assert trained is not None
+    assert compared(trained) == compared(expected)
+    assert sum("to go on, found that its" in note for note in told.notes) >= 1
+    assert sum("lost_worker" in note for note in told.notes) == kills
+
+
+def _overrides(kills: int) -> list[str]:
+    checkpoint = "training.checkpoint={every_steps: 50, every_seconds: null}"
+    return [f"retries={{lost_worker: {2 * kills}}}", checkpoint]
+
+
+def _spec(folder: Path, kills: int, epochs: int) -> LoadedSpec:
+    loaded = small_spec(folder, epochs=epochs)
+    return load_spec(loaded.path, _overrides(kills))
