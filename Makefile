@@ -7,6 +7,10 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 INSTALLED := .venv/.installed
 
+# Tests that start no processes of their own share the cores; the others need them all.
+LIGHT_TESTS := tests/unit tests/docs tests/conformance
+HEAVY_TESTS := tests/integration tests/fault tests/ray tests/cluster
+
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fault test-unit check format constraints bench schema clean
 
@@ -28,13 +32,14 @@ run: install  ## train drug200 end to end (another spec: make run SPEC=my.yaml)
 	$(BIN)/batchtrain run $(SPEC)
 
 test: install  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(LIGHT_TESTS) -n 2
+	$(BIN)/python -m pytest $(HEAVY_TESTS)
 
-test-fault: install  ## kill, cut and race everything: 200 killed runs (about ten minutes)
-	$(BIN)/python -m pytest tests/fault -m fault
+test-fault: install  ## kill, cut and race everything, hundreds of times (about an hour)
+	$(BIN)/python -m pytest tests/fault tests/ray -m 'fault or long'
 
 test-unit: install  ## the unit tests alone (under a minute)
-	$(BIN)/python -m pytest tests/unit
+	$(BIN)/python -m pytest tests/unit -n 2
 
 check: install  ## ruff, mypy strict, and the direction of imports
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.report import EvaluationReport
 from batchtrain.artifacts.trained import TrainedModel
+from batchtrain.engines.job_storage import check_job_storage
 from batchtrain.engines.session import RaySession
 from batchtrain.evaluation.stage import evaluate
 from batchtrain.export.stage import export
@@ -112,6 +113,8 @@ def run_spec(
         BatchtrainError: See `errors`; whatever was published before stays.
     """
     _check_custom_model(loaded, allow_code)
+    if storage is None:
+        check_job_storage(loaded)
     storage = storage or open_storage(loaded.spec.storage, loaded.path.parent)
     how = _How(allow_code=allow_code, launcher=launcher, take_over=take_over)
     watch = _Watch(progress or Progress())

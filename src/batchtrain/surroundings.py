@@ -134,6 +134,7 @@ class ChosenLauncher:
                 resources,
                 cpus=cluster.cpus,
                 gpus=cluster.gpus,
+                most_cpus=cluster.most_cpus,
                 batch_rows=batch_rows,
                 num_rows=num_rows,
                 most=CANONICAL_GROUPS if canonical else None,

@@ -25,7 +25,8 @@ def acceptance_tests() -> list[str]:
     """The names of all tests of checklist rows."""
     return [
         node.name
-        for path in (ROOT / "tests" / "integration").glob("test_*.py")
+        for folder in ("integration", "cluster")
+        for path in (ROOT / "tests" / folder).glob("test_*.py")
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_seed_")
     ]

@@ -14,7 +14,7 @@ from pyarrow import csv as pa_csv
 
 from batchtrain.engines.embedded import EmbeddedEngine
 from batchtrain.engines.engine import Engine, Tables
-from batchtrain.engines.ray import RayEngine
+from batchtrain.engines.ray import RETRIES, RayEngine
 from batchtrain.engines.session import RaySession
 from batchtrain.errors import BatchtrainError, ClusterError, DataError, SchemaMismatchError
 from batchtrain.evaluation.stage import evaluate
@@ -26,8 +26,8 @@ from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.storage import FolderStorage
 from batchtrain.tables import open_source
-from tests.support.builders import layout_for, mixed_table, quantity_table, run, slices, spec_for
-from tests.support.engines import fails_at, table_and_marks
+from tests.support.builders import layout_for, mixed_table, run, slices, spec_for
+from tests.support.engines import dies_at, fails_at, table_and_marks
 
 pytestmark = pytest.mark.ray
 
@@ -82,16 +82,11 @@ def many_parquet(folder: Path) -> LoadedSpec:
     return spec_for(folder, data=DATA)
 
 
-def quantity(folder: Path) -> LoadedSpec:
-    write_parts(folder / "rows", quantity_table(300), [300], "parquet")
-    return spec_for(folder, target="y", data={"source": "rows"})
-
-
 def sample(folder: Path) -> LoadedSpec:
     return spec_for(folder, target="Drug", data={"source": "sample:drug200"})
 
 
-@pytest.mark.parametrize("make", [many_csv, many_parquet, quantity, sample])
+@pytest.mark.parametrize("make", [many_csv, many_parquet, sample])
 def test_prepared_data_are_the_same_bytes(
     make: Callable[[Path], LoadedSpec],
     engines: list[Engine],
@@ -105,15 +100,13 @@ def test_prepared_data_are_the_same_bytes(
     assert len(embedded) > 8
 
 
-@pytest.mark.parametrize("make", [many_csv, quantity])
 def test_metrics_and_predictions_are_the_same_bytes(
-    make: Callable[[Path], LoadedSpec],
     engines: list[Engine],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_ROWS", 20)
-    loaded = make(tmp_path)
+    loaded = many_csv(tmp_path)
     result = run(loaded, last="train")
     prepared, trained, layout = result.prepared, result.trained, layout_for(loaded)
     assert prepared is not None
@@ -130,21 +123,20 @@ def test_metrics_and_predictions_are_the_same_bytes(
     ]
 
     bundle = load_bundle(run(loaded).bundle.artifact.url)  # type: ignore[union-attr]
-    for ending in ("csv", "parquet"):
-        found = [
-            predict_file(
-                bundle,
-                "rows",
-                tmp_path / f"{engine.name}.{ending}",
-                base=tmp_path,
-                progress=Progress(),
-                engine=engine,
-            )
-            for engine in engines
-        ]
-        assert found[0].path.read_bytes() == found[1].path.read_bytes()
-        assert found[0].counts == found[1].counts
-        assert found[0].counts.rows == prepared.content["input_rows"]
+    found = [
+        predict_file(
+            bundle,
+            "rows",
+            tmp_path / f"{engine.name}.csv",
+            base=tmp_path,
+            progress=Progress(),
+            engine=engine,
+        )
+        for engine in engines
+    ]
+    assert found[0].path.read_bytes() == found[1].path.read_bytes()
+    assert found[0].counts == found[1].counts
+    assert found[0].counts.rows == prepared.content["input_rows"]
 
 
 def raised(results: Iterator[Tables]) -> tuple[int, BaseException]:
@@ -205,3 +197,26 @@ def test_a_pass_that_is_left_early_ends_and_the_next_one_works(
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert len(list(by_ray.map_blocks(source, columns, table_and_marks))) == 32
+
+
+def test_a_task_whose_process_is_killed_is_done_again_and_nothing_is_doubled(
+    engines: list[Engine], tmp_path: Path
+) -> None:
+    write_parts(tmp_path / "rows", pa.table({"age": range(500)}), [150], "parquet")
+    source = open_source("rows", base=tmp_path, null_values=())
+    work = partial(dies_at, 200, 1, tmp_path)
+    found = [table for (table,) in engines[1].map_blocks(source, {"age": "integer"}, work)]
+    assert (tmp_path / "died-0").exists()
+    assert pa.concat_tables(found)["age"].to_pylist() == list(range(500))
+
+
+@pytest.mark.long
+def test_a_task_that_kills_its_process_each_time_ends_in_an_error(
+    engines: list[Engine], tmp_path: Path
+) -> None:
+    write_parts(tmp_path / "rows", pa.table({"age": range(500)}), [150], "parquet")
+    source = open_source("rows", base=tmp_path, null_values=())
+    work = partial(dies_at, 200, 100, tmp_path)
+    with pytest.raises(ClusterError, match="worker died"):
+        list(engines[1].map_blocks(source, {"age": "integer"}, work))
+    assert len(list(tmp_path.glob("died-*"))) == 1 + RETRIES

@@ -29,10 +29,10 @@ pytestmark = [pytest.mark.ray, pytest.mark.long]
 STORE_BYTES = 80 * 10**6
 """Of the object store: about the least that Ray takes."""
 
-ROWS = 600_000
-FEATURES = 100
-GROWTH_BYTES = 350 * 10**6
-"""What a process may take beyond what it had, of an input of 480 MB.
+ROWS = 3_000_000
+FEATURES = 32
+GROWTH_BYTES = 500 * 10**6
+"""What a process may take beyond what it had, of an input of 780 MB.
 
 Most of it is a shard of each split on its way to storage, and a few blocks.
 """
@@ -57,7 +57,7 @@ def capped() -> Iterator[RaySession]:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> LoadedSpec:
-    """A spec for Parquet files of 480 MB together."""
+    """A spec for Parquet files of 780 MB together."""
     folder = tmp_path_factory.mktemp("large")
     (folder / "rows").mkdir()
     random = np.random.default_rng(0)
@@ -67,7 +67,9 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> LoadedSpec:
         columns = {f"x{column}": random.normal(size=rows) for column in range(FEATURES)}
         table = pa.table({**columns, "y": random.integers(0, 3, rows)})
         path = folder / "rows" / f"{place}.parquet"
-        pq.write_table(table, path, row_group_size=40_000, compression="none", use_dictionary=False)
+        pq.write_table(
+            table, path, row_group_size=100_000, compression="none", use_dictionary=False
+        )
     return spec_for(folder, target="y", data={"source": "rows"})
 
 
@@ -118,7 +120,6 @@ def test_an_input_of_many_times_the_store_is_prepared_in_bounded_memory(
     size = sum(path.stat().st_size for path in (large.path.parent / "rows").iterdir())
     assert size > 5 * STORE_BYTES
     grown = {pid: peak - before[pid] for pid, peak in peaks.items()}
-    print(sorted(grown.values()))
     assert max(grown.values()) < GROWTH_BYTES < size
     here = FolderStorage(large.path.parent / "here")
     embedded = prepare(large, here, Progress(), engine=EmbeddedEngine())[0]

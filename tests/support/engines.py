@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+import signal
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 
-from batchtrain.engines.engine import Block, BlockFunction, EngineName, Marks, Tables, numbered
-from batchtrain.engines.parcels import opened_in_order, packed
-from batchtrain.tables import ColumnType, Source, num_files, plan_units, read_unit, scan
+from batchtrain.engines.engine import Block, Tables
+from batchtrain.engines.ray import RayEngine, Work
+from batchtrain.engines.session import ClusterResources, RaySession
 
-__all__ = ["ScrambledEngine", "fails_at", "table_and_marks"]
+__all__ = ["ScrambledEngine", "dies_at", "fails_at", "table_and_marks"]
 
 
 def table_and_marks(block: Block) -> Tables:
@@ -29,79 +32,38 @@ def fails_at(row: int, block: Block) -> Tables:
     return (block.table,)
 
 
+def dies_at(row: int, times: int, folder: Path, block: Block) -> Tables:
+    """Kill the process that works on the block of one row, so many times in all."""
+    if row in block.row_id:
+        died = len(list(folder.glob("died-*")))
+        if died < times:
+            (folder / f"died-{died}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    return (block.table,)
+
+
 @dataclass(frozen=True)
-class ScrambledEngine:
-    """Reads as Ray's tasks do, in units of any size and in any order, without Ray.
+class _NoSession:
+    """Stands for a connection to a cluster of so many cores."""
 
-    Attributes:
-        block_rows: R.
-        unit_blocks: The blocks of a unit.
-        seed: Of the order in which units are done.
-        rows_of_files: Told instead of what a caller says; for a caller that says nothing.
-    """
+    cpus: int
 
-    block_rows: int
-    unit_blocks: int = 2
-    seed: int = 0
-    rows_of_files: tuple[int, ...] | None = None
-    enters: Literal["as the format allows", "never"] = "as the format allows"
+    def resources(self) -> ClusterResources:
+        """See `RaySession.resources`."""
+        return ClusterResources(cpus=self.cpus, gpus=0, nodes=1)
 
-    @property
-    def name(self) -> EngineName:
-        """It stands for Ray."""
-        return "ray"
 
-    def map_items(
-        self, items: Sequence[Any], function: Callable[[Any], Tables]
-    ) -> Iterator[Tables]:
-        """See `Engine.map_items`."""
-        work = [
-            (place, (lambda place=place: packed(place, map(function, items[place : place + 1]))))
-            for place in range(len(items))
-        ]
-        yield from opened_in_order(self._done(work), len(items))
+class ScrambledEngine(RayEngine):
+    """The engine of Ray without Ray: tasks run here, in any order, and some of them twice."""
 
-    def map_blocks(
-        self,
-        source: Source,
-        columns: Mapping[str, ColumnType],
-        function: BlockFunction,
-        *,
-        rows_of_files: Sequence[int] | None = None,
-        marks: Marks | None = None,
-    ) -> Iterator[Tables]:
-        """See `Engine.map_blocks`."""
-        rows = self.rows_of_files or rows_of_files or scan(source).rows_of_files
-        assert len(rows) == num_files(source)
-        units = plan_units(
-            rows,
-            block_rows=self.block_rows,
-            unit_blocks=self.unit_blocks,
-            enters_files=source.kind == "parquet" and self.enters != "never",
-        )
+    def __init__(self, block_rows: int, cores: int = 3, seed: int = 0) -> None:
+        """Scramble by a seed; the more cores, the shorter the tasks."""
+        super().__init__(cast("RaySession", _NoSession(cores)), block_rows=block_rows)
+        self._seed = seed
 
-        def work_of(unit: Any) -> Callable[[], Iterator[pa.Table]]:
-            own = None if marks is None else marks[unit.first_row : unit.stop_row]
-
-            def work() -> Iterator[pa.Table]:
-                tables = read_unit(source, columns, unit, block_rows=self.block_rows)
-                blocks = numbered(tables, own, first_row=unit.first_row)
-                return packed(unit.first_row // self.block_rows, map(function, blocks))
-
-            return work
-
-        work = [(place, work_of(unit)) for place, unit in enumerate(units)]
-        count = -(-sum(rows) // self.block_rows)
-        yield from opened_in_order(self._done(work), count)
-
-    def _done(
-        self, work: Sequence[tuple[int, Callable[[], Iterator[pa.Table]]]]
-    ) -> Iterator[pa.Table]:
-        """Do all work in a random order, some of it twice; give the parcels in the right order."""
-        order = [work[place] for place in np.random.default_rng(self.seed).permutation(len(work))]
-        parcels: dict[int, list[pa.Table]] = {}
-        for place, each in [*order, *order[::3]]:
-            parcels[place] = list(each())
-        for place in sorted(parcels):
+    def _parcels(self, inputs: Sequence[pa.Table], work: Work) -> Generator[pa.Table, None, None]:
+        order = np.random.default_rng(self._seed).permutation(len(inputs)).tolist()
+        parcels = {place: list(work(inputs[place])) for place in [*order, *order[::3]]}
+        for place in range(len(inputs)):
             # Ray puts small blocks together as it likes.
             yield from [pa.concat_tables(parcels[place])] if parcels[place] else []

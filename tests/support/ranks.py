@@ -31,6 +31,7 @@ __all__ = [
     "KILLED_WHEN_SAVED",
     "SAVED_OFTEN",
     "STUCK",
+    "OneOf",
     "Told",
     "compared",
     "custom_spec",
@@ -215,6 +216,20 @@ def forwards_before(step: int, determinism: Determinism) -> int:
     if determinism == "order":
         return WARM_UP_FORWARDS + step
     return 3 * step  # it holds three of the eight groups
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of several ranks that have nothing to say to each other."""
+
+    rank: int
+    size: int
+
+    def gather(self, value: Any) -> list[Any]:
+        raise AssertionError("serving rows needs no collective")
+
+    def gather_tensor(self, value: Tensor) -> list[Tensor]:
+        raise AssertionError("serving rows needs no collective")
 
 
 @dataclass

@@ -24,9 +24,9 @@ from batchtrain.training.train import OneProcess
 from tests.support.builders import mixed_table, prepared_for, spec_for
 from tests.support.ranks import Told, compared
 
-NO_CLUSTER = ClusterResources(2, 0, 1)
-CPUS = ClusterResources(16, 0, 4)
-GPUS = ClusterResources(16, 4, 4)
+NO_CLUSTER = ClusterResources(2, 0, 1, 2)
+CPUS = ClusterResources(16, 0, 4, 4)
+GPUS = ClusterResources(16, 4, 4, 4)
 
 
 @dataclass
@@ -171,7 +171,7 @@ def test_a_cluster_that_has_changed_gives_another_number_of_workers(
     cluster, told = Cluster(CPUS), Told()
     launcher = launcher_for(loaded, prepared, cluster, engine="ray", progress=told)
     assert launcher.choose_machine(loaded.spec.resources).workers == 16
-    cluster.has = ClusterResources(12, 0, 3)
+    cluster.has = ClusterResources(12, 0, 3, 4)
     assert launcher.choose_machine(loaded.spec.resources).workers == 12
     assert [note.partition(":")[0] for note in told.notes] == ["16 workers", "12 workers"]
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from batchtrain.engines.engine import BlockFunction, EngineName, Marks, Tables, numbered
+from batchtrain.engines.engine import (
+    BlockFunction,
+    EngineName,
+    Marks,
+    Results,
+    Tables,
+    numbered,
+)
 from batchtrain.tables import BLOCK_ROWS, ColumnType, Source, read_blocks
 
 __all__ = ["EmbeddedEngine"]
@@ -25,11 +32,9 @@ class EmbeddedEngine:
         """Which engine this is."""
         return "embedded"
 
-    def map_items(
-        self, items: Sequence[Item], function: Callable[[Item], Tables]
-    ) -> Iterator[Tables]:
+    def map_items(self, items: Sequence[Item], function: Callable[[Item], Tables]) -> Results:
         """See `Engine.map_items`."""
-        return map(function, items)
+        yield from map(function, items)
 
     def map_blocks(
         self,
@@ -39,7 +44,7 @@ class EmbeddedEngine:
         *,
         rows_of_files: Sequence[int] | None = None,
         marks: Marks | None = None,
-    ) -> Iterator[Tables]:
+    ) -> Results:
         """See `Engine.map_blocks`."""
         tables = read_blocks(source, columns, block_rows=self.block_rows)
-        return map(function, numbered(tables, marks))
+        yield from map(function, numbered(tables, marks))

@@ -6,7 +6,7 @@ more than once, so they are module functions, or partials of some, and change no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
@@ -16,12 +16,24 @@ import pyarrow as pa
 
 from batchtrain.tables import ColumnType, Source
 
-__all__ = ["Block", "BlockFunction", "Engine", "EngineName", "Marks", "Tables", "numbered"]
+__all__ = [
+    "Block",
+    "BlockFunction",
+    "Engine",
+    "EngineName",
+    "Marks",
+    "Results",
+    "Tables",
+    "numbered",
+]
 
 EngineName: TypeAlias = Literal["embedded", "ray"]
 
 Tables: TypeAlias = tuple[pa.Table, ...]
 """What a function gives: some tables, as many each time and each with its own schema."""
+
+Results: TypeAlias = Generator[Tables, None, None]
+"""What comes of each item or block. Close it (`contextlib.closing`) where it may be left early."""
 
 Marks: TypeAlias = npt.NDArray[np.uint8]
 """uint8 `[N]`: something small that is known of every row and travels with it."""
@@ -69,9 +81,7 @@ class Engine(Protocol):
         """R, the rows of a block; always `tables.BLOCK_ROWS`, but for tests."""
         ...
 
-    def map_items(
-        self, items: Sequence[Item], function: Callable[[Item], Tables]
-    ) -> Iterator[Tables]:
+    def map_items(self, items: Sequence[Item], function: Callable[[Item], Tables]) -> Results:
         """Give what the function makes of each item, in their order."""
         ...
 
@@ -83,7 +93,7 @@ class Engine(Protocol):
         *,
         rows_of_files: Sequence[int] | None = None,
         marks: Marks | None = None,
-    ) -> Iterator[Tables]:
+    ) -> Results:
         """Give what the function makes of each block, in their order, in bounded memory.
 
         Args:

@@ -20,7 +20,8 @@ __all__ = ["PARCEL", "opened_in_order", "packed"]
 PARCEL = pa.schema(
     [
         ("number", pa.int64()),  # the place of the result among all results
-        ("tables", pa.large_binary()),  # Arrow IPC streams, one after the other
+        # An Arrow IPC stream for each table: who keeps one table does not hold the others too.
+        ("tables", pa.list_(pa.large_binary())),
         ("failure", pa.large_binary()),  # JSON of what was raised; then there are no tables
     ]
 )
@@ -31,7 +32,7 @@ def packed(first: int, results: Iterator[Tables]) -> Iterator[pa.Table]:
     number = first
     try:
         for tables in results:
-            yield _parcel(number, _to_bytes(tables), None)
+            yield _parcel(number, [_to_bytes(table) for table in tables], None)
             number += 1
     except Exception as error:  # noqa: BLE001 - every error is raised where its turn comes
         yield _parcel(number, None, json.dumps(Failure.of(error).to_json()).encode())
@@ -58,32 +59,27 @@ def opened_in_order(parcels: Iterable[pa.Table], count: int) -> Generator[Tables
             failure = table["failure"][place].as_py()
             if failure is not None:
                 raise _error(Failure.from_json(json.loads(failure)))
-            yield _from_bytes(table["tables"][place].as_py())
+            yield tuple(map(_from_bytes, table["tables"][place].as_py()))
             expected += 1
     if expected != count:
         raise _lost(f"{count} results", f"{expected}")
 
 
-def _parcel(number: int, tables: bytes | None, failure: bytes | None) -> pa.Table:
+def _parcel(number: int, tables: list[bytes] | None, failure: bytes | None) -> pa.Table:
     return pa.table([[number], [tables], [failure]], schema=PARCEL)
 
 
-def _to_bytes(tables: Tables) -> bytes:
+def _to_bytes(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
-    for table in tables:
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
-def _from_bytes(data: bytes) -> Tables:
-    source = pa.BufferReader(data)
-    tables = []
-    while source.tell() < len(data):
-        with pa.ipc.open_stream(source) as reader:
-            tables.append(reader.read_all())
-    return tuple(tables)
+def _from_bytes(data: bytes) -> pa.Table:
+    with pa.ipc.open_stream(pa.BufferReader(data)) as reader:
+        return reader.read_all()
 
 
 def _error(failure: Failure) -> BatchtrainError:

@@ -6,7 +6,9 @@ reads no file of ours, types no column, and where it cuts its own blocks cannot 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +16,14 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from batchtrain.engines.engine import BlockFunction, EngineName, Marks, Tables, numbered
+from batchtrain.engines.engine import (
+    BlockFunction,
+    EngineName,
+    Marks,
+    Results,
+    Tables,
+    numbered,
+)
 from batchtrain.engines.parcels import opened_in_order, packed
 from batchtrain.engines.session import RaySession, hush_ray_data
 from batchtrain.errors import ClusterError
@@ -30,7 +39,7 @@ from batchtrain.tables import (
     require_unchanged,
 )
 
-__all__ = ["RayEngine"]
+__all__ = ["RETRIES", "RayEngine", "Work"]
 
 UNIT_BLOCKS = 16
 """A task reads at most this many blocks, about a million rows, where files can be entered."""
@@ -40,6 +49,9 @@ WAVES = 4
 
 PARCEL_BYTES = 8 << 20
 """Results travel together up to this size; a larger one travels alone."""
+
+RETRIES = 5
+"""How often a task whose worker or node was lost is done again; Ray Data would try forever."""
 
 Item = TypeVar("Item")
 Work = Callable[[pa.Table], Iterator[pa.Table]]
@@ -73,9 +85,7 @@ class RayEngine:
         """R, the rows of a block."""
         return self._block_rows
 
-    def map_items(
-        self, items: Sequence[Item], function: Callable[[Item], Tables]
-    ) -> Iterator[Tables]:
+    def map_items(self, items: Sequence[Item], function: Callable[[Item], Tables]) -> Results:
         """See `Engine.map_items`."""
         if not items:
             return
@@ -96,7 +106,7 @@ class RayEngine:
         *,
         rows_of_files: Sequence[int] | None = None,
         marks: Marks | None = None,
-    ) -> Iterator[Tables]:
+    ) -> Results:
         """See `Engine.map_blocks`."""
         if rows_of_files is None:
             rows_of_files = self._counted(source)
@@ -122,50 +132,56 @@ class RayEngine:
     def _counted(self, source: Source) -> list[int]:
         """The rows of each file, up to the first that cannot be read to its end."""
         rows: list[int] = []
-        for (found,) in self.map_items(range(num_files(source)), partial(_count, source)):
-            rows.append(found["rows"][0].as_py())
-            if not found["whole"][0].as_py():
-                break
+        with closing(self.map_items(range(num_files(source)), partial(_count, source))) as counts:
+            for (found,) in counts:
+                rows.append(found["rows"][0].as_py())
+                if not found["whole"][0].as_py():
+                    break
         return rows
 
     def _cores(self) -> int:
         return max(1, int(self._session.resources().cpus / max(self._num_cpus, 0.001)))
 
-    def _results(self, inputs: Sequence[pa.Table], work: Work, count: int) -> Iterator[Tables]:
+    def _results(self, inputs: Sequence[pa.Table], work: Work, count: int) -> Results:
         """Run the work on each input, and open what comes back."""
+        # Left to the garbage collector, Ray Data would end its work when Ray is long gone.
+        with closing(self._parcels(inputs, work)) as parcels:
+            yield from opened_in_order(parcels, count)
+
+    def _parcels(self, inputs: Sequence[pa.Table], work: Work) -> Generator[pa.Table, None, None]:
+        """What the tasks packed, in the order of the inputs; this alone speaks with Ray."""
         self._session.connect()
         hush_ray_data()
-        import ray
-
-        try:
-            with closing(opened_in_order(self._parcels(inputs, work), count)) as results:
-                yield from results
-        except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
-            raise ClusterError(
-                f"expected the cluster to do a task, found {type(error).__name__}: "
-                f"{_first_line(error)}. Look at its nodes and their memory, and run the same "
-                "command again"
-            ) from error
-
-    def _parcels(self, inputs: Sequence[pa.Table], work: Work) -> Iterator[pa.Table]:
-        """What the tasks packed, in the order of the inputs."""
+        # What it would say of a failure, in a hundred lines, is the cause of the error below.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         import ray.data
 
-        dataset = ray.data.from_arrow(list(inputs))
+        try:
+            yield from self._batches(ray.data.from_arrow(list(inputs)), work)
+        except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
+            raise ClusterError(
+                f"expected the cluster to do a task, found {_told(error)}. Look at its nodes, "
+                "their memory and what is installed there, and run the same command again"
+            ) from error
+
+    def _batches(self, dataset: Any, work: Work) -> Iterator[pa.Table]:
+        """Map a dataset whose blocks are one input each."""
         context = dataset.context
         context.execution_options.preserve_order = True
         context.target_max_block_size = PARCEL_BYTES
-        mapped = dataset.map_batches(
-            work,
-            batch_size=None,
-            batch_format="pyarrow",
-            zero_copy_batch=True,
-            num_cpus=self._num_cpus,
-        )
-        batches: Any = mapped.iter_batches(
-            batch_size=None, batch_format="pyarrow", prefetch_batches=1
-        )
-        yield from batches
+        with warnings.catch_warnings():
+            # Ray 2.60 has no other way to set it, and deprecates this one.
+            warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
+            mapped = dataset.map_batches(
+                work,
+                batch_size=None,
+                batch_format="pyarrow",
+                zero_copy_batch=True,
+                num_cpus=self._num_cpus,
+                max_retries=RETRIES,
+            )
+        batches = mapped.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1)
+        return iter(batches)
 
 
 @dataclass(frozen=True)
@@ -219,5 +235,8 @@ def _count(source: Source, place: int) -> Tables:
     return (pa.table({"rows": [rows], "whole": [whole]}),)
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), "no message")
+def _told(error: BaseException) -> str:
+    """The one line of an error of Ray that tells most: the last, where it holds a traceback."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no message"]
+    has_traceback = any("Traceback" in line or "ray::" in line for line in lines)
+    return f"{type(error).__name__}: {lines[-1] if has_traceback else lines[0]}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from batchtrain.errors import ClusterError
+from batchtrain.errors import ClusterError, InterruptedRunError
 
 __all__ = ["ClusterResources", "RaySession", "hush_ray_data", "inside_ray_job"]
 
@@ -53,11 +53,13 @@ class ClusterResources:
         cpus: CPU cores, as Ray counts them.
         gpus: GPUs.
         nodes: The nodes that are alive.
+        most_cpus: The cores of the node that has the most.
     """
 
     cpus: float
     gpus: float
     nodes: int
+    most_cpus: float
 
 
 def inside_ray_job() -> bool:
@@ -114,6 +116,12 @@ class RaySession:
             self._after_joining()
             return
         address = self._address or ("auto" if self.is_attached else "local")
+        if address.startswith("ray://"):
+            raise ClusterError(
+                f"expected the address of a cluster's head, such as auto or 10.0.0.1:6379, found "
+                f"{address!r}: Ray's client keeps the driver outside of the cluster, where it "
+                "cannot watch the ranks. Submit a job instead: see docs/clusters.md"
+            )
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if address == "local":
             cpus = max(self._cpus, os.cpu_count() or 1)
@@ -126,6 +134,10 @@ class RaySession:
                 f"expected a Ray cluster at {address!r}, found none that answers: "
                 f"{_first_line(error)}. Start one with `ray start --head`, or correct the address; "
                 "with token authentication, set RAY_AUTH_MODE=token here too"
+            ) from error
+        except SystemExit as error:
+            raise InterruptedRunError(
+                "stopped while Ray was started. Run the same command again to go on"
             ) from error
         finally:
             # Ray takes the signal for itself; whoever had it is to be told again.
@@ -156,8 +168,13 @@ class RaySession:
                 f"expected the Ray cluster to say what it has, found: {_first_line(error)}. Look "
                 "at its head, and run the same command again"
             ) from error
-        alive = sum(bool(node["Alive"]) for node in nodes)
-        return ClusterResources(found.get("CPU", 0.0), found.get("GPU", 0.0), alive)
+        of_nodes = [node["Resources"].get("CPU", 0.0) for node in nodes if node["Alive"]]
+        return ClusterResources(
+            cpus=found.get("CPU", 0.0),
+            gpus=found.get("GPU", 0.0),
+            nodes=len(of_nodes),
+            most_cpus=max(of_nodes, default=0.0),
+        )
 
     def close(self) -> None:
         """End what `connect` began; a Ray that was started here ends with it."""

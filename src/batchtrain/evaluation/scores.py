@@ -6,6 +6,7 @@ Shapes: n rows of a shard, N rows of a split, K columns of output.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -89,11 +90,11 @@ def score_splits(
         for number in range(len(prepared.shard_names(split)))
     ]
     work = partial(score_shard, prepared, scorer, has_one_number(fitted))
-    results = engine.map_items(shards, work)
-    return {
-        split: _Collected(prepared, fitted.target, split, names).take(results, progress)
-        for split in dict(shards)
-    }
+    with closing(engine.map_items(shards, work)) as results:
+        return {
+            split: _Collected(prepared, fitted.target, split, names).take(results, progress)
+            for split in dict(shards)
+        }
 
 
 def has_one_number(fitted: FittedPreprocessor) -> bool:

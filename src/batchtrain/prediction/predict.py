@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -84,8 +84,12 @@ def predict_file(
     counts = PredictionCounts()
     neutralised = 0
     work = partial(_predict_block, bundle.shipped(), out.suffix == ".csv")
-    with _new_file(out) as temporary, _writer(temporary, out.suffix) as write:
-        for table, numbers, columns in engine.map_blocks(opened, bundle.columns, work):
+    with (
+        closing(engine.map_blocks(opened, bundle.columns, work)) as results,
+        _new_file(out) as temporary,
+        _writer(temporary, out.suffix) as write,
+    ):
+        for table, numbers, columns in results:
             counts.add(_read_counts(numbers, columns))
             neutralised += numbers["neutralised"][0].as_py()
             write(table)

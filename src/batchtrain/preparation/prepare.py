@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ import pyarrow as pa
 from batchtrain.artifacts import Draft
 from batchtrain.artifacts.parquet_bytes import parquet_bytes
 from batchtrain.engines.embedded import EmbeddedEngine
-from batchtrain.engines.engine import BlockFunction, Engine, Tables
+from batchtrain.engines.engine import BlockFunction, Engine, Results, Tables
 from batchtrain.points import passed
 from batchtrain.preparation.block_work import (
     fit_block,
@@ -92,14 +93,14 @@ def fit(
     columns = found.data.columns
     classes: set[str] = set()
 
-    def parts() -> Iterator[dict[str, ColumnStatistics]]:
-        work = partial(fit_block, columns, found.data.target, found.task)
-        for tables in _over_blocks(found, work, "rows fitted", progress, engine):
-            statistics, present = fitted_block(columns, tables)
-            classes.update(present)
-            yield statistics
+    def statistics_of(tables: Tables) -> dict[str, ColumnStatistics]:
+        statistics, present = fitted_block(columns, tables)
+        classes.update(present)
+        return statistics
 
-    statistics = merge_tree(parts(), merge_statistics)
+    work = partial(fit_block, columns, found.data.target, found.task)
+    with closing(_over_blocks(found, work, "rows fitted", progress, engine)) as results:
+        statistics = merge_tree(map(statistics_of, results), merge_statistics)
     target = FittedTarget(
         name=found.data.target,
         task=found.task,
@@ -143,13 +144,14 @@ def _write_splits(
     unseen: Counter[str] = Counter()
     golden: list[pa.Table] = []
     work = partial(transform_block, fitted, _golden_row_ids(found))
-    for tables in _over_blocks(found, work, "rows written", progress, engine):
-        block = transformed_block(fitted, tables)
-        filled.update(block.filled)
-        unseen.update(block.unseen)
-        golden.append(block.golden)
-        for split, rows in block.rows.items():
-            writers[split].add(rows)
+    with closing(_over_blocks(found, work, "rows written", progress, engine)) as results:
+        for tables in results:
+            block = transformed_block(fitted, tables)
+            filled.update(block.filled)
+            unseen.update(block.unseen)
+            golden.append(block.golden)
+            for split, rows in block.rows.items():
+                writers[split].add(rows)
     return _Written(
         shards={split: writers[split].names for split in SPLITS},
         filled=filled,
@@ -160,7 +162,7 @@ def _write_splits(
 
 def _over_blocks(
     found: Survey, work: BlockFunction, what: str, progress: Progress, engine: Engine
-) -> Iterator[Tables]:
+) -> Results:
     """Carry work to all blocks, with all columns that are used and each row's split as its mark."""
     types = {**column_types(dict(found.data.columns)), found.data.target: found.target_type}
     results = engine.map_blocks(
@@ -170,10 +172,11 @@ def _over_blocks(
         rows_of_files=found.schema.rows_of_files,
         marks=found.split_of_row,
     )
-    for place, tables in enumerate(results):
-        yield tables
-        done = min((place + 1) * engine.block_rows, found.schema.num_rows)
-        progress.working(what, done, found.schema.num_rows)
+    with closing(results):
+        for place, tables in enumerate(results):
+            yield tables
+            done = min((place + 1) * engine.block_rows, found.schema.num_rows)
+            progress.working(what, done, found.schema.num_rows)
 
 
 def _golden_row_ids(found: Survey) -> npt.NDArray[np.int64]:

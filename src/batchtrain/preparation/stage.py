@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from batchtrain.artifacts import BuildStatus, Draft, prepared_key, reuse_or_buil
 from batchtrain.artifacts.layout import HASH_CACHE
 from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PREPARED_DATA, PreparedData
+from batchtrain.engines.embedded import EmbeddedEngine
 from batchtrain.engines.engine import Engine
 from batchtrain.errors import Problem, SpecError, StorageError, UnsafeInputError
 from batchtrain.preparation.prepare import build_prepared_data
@@ -24,7 +26,7 @@ from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.run import RunSpec
 from batchtrain.spec.task import Task, task_mismatches
 from batchtrain.storage import Storage
-from batchtrain.tables import Source, content_hashes, open_source, source_contains
+from batchtrain.tables import Source, content_hashes, hash_file, open_source, source_contains
 
 __all__ = ["open_input", "prepare", "survey_input"]
 
@@ -47,7 +49,7 @@ def prepare(
     """
     _refuse_storage_in_input(loaded, storage)
     source = open_input(loaded)
-    inputs = _inputs(loaded, source, storage)
+    inputs = _inputs(loaded, source, storage, engine or EmbeddedEngine())
 
     def build(draft: Draft) -> Mapping[str, Any]:
         found = survey_input(loaded, source, engine=engine)
@@ -100,7 +102,7 @@ def _refuse_storage_in_input(loaded: LoadedSpec, storage: Storage) -> None:
         )
 
 
-def _inputs(loaded: LoadedSpec, source: Source, storage: Storage) -> dict[str, Any]:
+def _inputs(loaded: LoadedSpec, source: Source, storage: Storage, engine: Engine) -> dict[str, Any]:
     """What prepared data depend on: the files' contents, the `data` section, the split's seed.
 
     Where the files lie plays no part: a moved table is the same table.
@@ -108,7 +110,8 @@ def _inputs(loaded: LoadedSpec, source: Source, storage: Storage) -> dict[str, A
     spec = loaded.spec
     section = spec.data.model_dump(mode="json", exclude={"source"})
     cache = _StoredHashes(storage)
-    hashes = content_hashes(source, cache)
+    hash_files = partial(engine.map_items, function=hash_file)
+    hashes = content_hashes(source, cache, hash_files=hash_files)
     cache.save()
     return {
         "stage": "prepare",

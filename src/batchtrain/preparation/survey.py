@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchtrain.engines.embedded import EmbeddedEngine
-from batchtrain.engines.engine import BlockFunction, Engine, Tables
+from batchtrain.engines.engine import BlockFunction, Engine, Results
 from batchtrain.errors import DataError, Problem, SchemaMismatchError, SpecError
 from batchtrain.preparation.block_work import missing_in_block, only_read, table_of_block
 from batchtrain.preparation.resolve import (
@@ -97,7 +98,8 @@ def survey(
     """
     engine = engine or EmbeddedEngine()
     items = scan_items(source)
-    schema = merge_scans(source, items, engine.map_items(items, partial(scan_item, source)))
+    with closing(engine.map_items(items, partial(scan_item, source))) as parts:
+        schema = merge_scans(source, items, parts)
     reader = _Reader(source, schema, engine)
     resolved = resolve_columns(data, schema, where)
     if isinstance(resolved, list):
@@ -144,15 +146,15 @@ class _Reader:
     schema: TableSchema
     engine: Engine
 
-    def blocks(self, types: Mapping[str, ColumnType], function: BlockFunction) -> Iterator[Tables]:
+    def blocks(self, types: Mapping[str, ColumnType], function: BlockFunction) -> closing[Results]:
         """What a function makes of each block of some columns."""
         rows = self.schema.rows_of_files
-        return self.engine.map_blocks(self.source, types, function, rows_of_files=rows)
+        return closing(self.engine.map_blocks(self.source, types, function, rows_of_files=rows))
 
     def column(self, name: str, column_type: ColumnType) -> pa.ChunkedArray:
         """All values of one column."""
-        tables = [table for (table,) in self.blocks({name: column_type}, table_of_block)]
-        return pa.concat_tables(tables)[name]
+        with self.blocks({name: column_type}, table_of_block) as results:
+            return pa.concat_tables([table for (table,) in results])[name]
 
 
 def _read_target(
@@ -212,10 +214,11 @@ def _dropped_rows(
         return {}, []
     try:
         first_row = 0
-        for (flags,) in reader.blocks(types, partial(missing_in_block, dropping)):
-            for name in dropping:
-                rows[name][first_row : first_row + flags.num_rows] = flags[name].to_numpy()
-            first_row += flags.num_rows
+        with reader.blocks(types, partial(missing_in_block, dropping)) as results:
+            for (flags,) in results:
+                for name in dropping:
+                    rows[name][first_row : first_row + flags.num_rows] = flags[name].to_numpy()
+                first_row += flags.num_rows
     except SchemaMismatchError:
         return {}, list(_unreadable_columns(types, reader, where))
     reasons = {f"column {name!r} is missing (its policy is drop)": rows[name] for name in dropping}
@@ -247,8 +250,9 @@ def _unreadable_columns(
     """One problem for each column that holds a value of another type."""
     for name, column_type in types.items():
         try:
-            for _nothing in reader.blocks({name: column_type}, only_read):
-                pass
+            with reader.blocks({name: column_type}, only_read) as results:
+                for _nothing in results:
+                    pass
         except SchemaMismatchError as error:
             key = f"data.columns.{name}"
             yield Problem(where(key), key, str(error))

@@ -74,8 +74,8 @@ class ResourcesSpec(SpecModel):
     """What the run may use; it never changes which rows a batch holds."""
 
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
-    """The ranks of a training. `auto` is 1 without a cluster; with one, what it has and the batch
-    can feed."""
+    """The ranks of a training. `auto` is 1 where the run needs no Ray; with it, what the cluster has
+    and the batch can feed."""
     cpus_per_worker: int = Field(default=1, ge=1, le=1024)
     """The threads of one worker; they are part of the numerical result."""
     gpus_per_worker: Literal["auto"] | Annotated[int, Field(ge=0, le=1)] = "auto"

@@ -7,7 +7,7 @@ from batchtrain.tables.conform import conform
 from batchtrain.tables.discovery import source_contains
 from batchtrain.tables.formulas import neutralise_formulas
 from batchtrain.tables.frames import Rows, frame_to_table
-from batchtrain.tables.hashes import HashCache, content_hashes
+from batchtrain.tables.hashes import HashCache, content_hashes, hash_file
 from batchtrain.tables.names import extra_columns
 from batchtrain.tables.read_plan import ReadUnit, plan_units
 from batchtrain.tables.safety import refuse_unsafe_footer, refuse_unsafe_types
@@ -39,6 +39,7 @@ __all__ = [
     "count_rows",
     "extra_columns",
     "frame_to_table",
+    "hash_file",
     "merge_scans",
     "neutralise_formulas",
     "num_files",

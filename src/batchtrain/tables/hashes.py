@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, TypeAlias
+
+import pyarrow as pa
 
 from batchtrain.tables.samples import GENERATOR_VERSION
 from batchtrain.tables.source import Source, SourceFile, opened
 
-__all__ = ["HashCache", "content_hashes"]
+__all__ = ["HashCache", "content_hashes", "hash_file"]
 
 SETTLED_NS = 2_000_000_000
 """A file younger than this may change again within one tick of its time stamp."""
@@ -27,10 +30,21 @@ class HashCache(Protocol):
         ...
 
 
-def content_hashes(source: Source, cache: HashCache | None = None) -> tuple[tuple[str, str], ...]:
+HashFiles: TypeAlias = Callable[[Sequence[SourceFile]], Iterable[tuple[pa.Table, ...]]]
+"""What gives `hash_file` of each file, in their order; other processes may do the work."""
+
+
+def content_hashes(
+    source: Source, cache: HashCache | None = None, *, hash_files: HashFiles | None = None
+) -> tuple[tuple[str, str], ...]:
     """The name and sha256 of every file, in the order of the rows.
 
     A sample's hash is that of its name and the version of its generator.
+
+    Args:
+        source: The files.
+        cache: Knows files that were hashed before.
+        hash_files: Hashes the others; left out, this process does it.
 
     Raises:
         DataError: If a file has changed since the source was opened.
@@ -38,16 +52,28 @@ def content_hashes(source: Source, cache: HashCache | None = None) -> tuple[tupl
     if source.kind == "sample":
         text = f"sample:{source.sample} generator {GENERATOR_VERSION}"
         return ((source.sample, hashlib.sha256(text.encode()).hexdigest()),)
-    return tuple((file.name, _file_hash(file, cache)) for file in source.files)
+    keys = {file.name: _key(file) for file in source.files}
+    known = {} if cache is None else {name: cache.get(key) for name, key in keys.items()}
+    unknown = [file for file in source.files if not known.get(file.name)]
+    found = hash_files(unknown) if hash_files else map(hash_file, unknown)
+    for file, (table,) in zip(unknown, found, strict=True):
+        sha256 = str(table["sha256"][0].as_py())
+        known[file.name] = sha256
+        if cache is not None and time.time_ns() - file.mtime_ns > SETTLED_NS:
+            cache.put(keys[file.name], sha256)
+    return tuple((file.name, known[file.name] or "") for file in source.files)
 
 
-def _file_hash(file: SourceFile, cache: HashCache | None) -> str:
-    key = f"{file.path.resolve()}|{file.size}|{file.mtime_ns}|{file.inode}"
-    known = None if cache is None else cache.get(key)
-    if known:
-        return known
+def hash_file(file: SourceFile) -> tuple[pa.Table]:
+    """The sha256 of one file, as a table of one cell.
+
+    Raises:
+        DataError: If the file has changed since the source was opened.
+    """
     with opened(file) as handle:
         sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    if cache is not None and time.time_ns() - file.mtime_ns > SETTLED_NS:
-        cache.put(key, sha256)
-    return sha256
+    return (pa.table({"sha256": [sha256]}),)
+
+
+def _key(file: SourceFile) -> str:
+    return f"{file.path.resolve()}|{file.size}|{file.mtime_ns}|{file.inode}"

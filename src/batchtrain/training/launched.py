@@ -27,6 +27,10 @@ class SentProgress(Progress):
         """See `Progress.epoch_finished`."""
         self._send({"epoch": dict(record), "epochs": epochs})
 
+    def working(self, what: str, done: int, total: int | None) -> None:
+        """See `Progress.working`."""
+        self._send({"working": what, "done": done, "total": total})
+
     def note(self, text: str) -> None:
         """See `Progress.note`."""
         self._send({"note": text})
@@ -36,6 +40,8 @@ def hear_progress(value: Mapping[str, Any], progress: Progress) -> None:
     """Tell a progress what `SentProgress` sent."""
     if "note" in value:
         progress.note(value["note"])
+    elif "working" in value:
+        progress.working(value["working"], value["done"], value["total"])
     else:
         progress.epoch_finished(value["epoch"], value["epochs"])
 

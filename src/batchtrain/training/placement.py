@@ -53,6 +53,7 @@ def place_workers(
     *,
     cpus: float,
     gpus: float,
+    most_cpus: float | None = None,
     batch_rows: int,
     num_rows: int,
     most: int | None = None,
@@ -63,6 +64,7 @@ def place_workers(
         asked: The `resources` section.
         cpus: All CPU cores of the cluster.
         gpus: All its GPUs.
+        most_cpus: The cores of the node that has the most; all of `cpus` where left out.
         batch_rows: B, the rows of a global batch.
         num_rows: N, the rows of the training split.
         most: More ranks than this are of no use.
@@ -75,6 +77,11 @@ def place_workers(
         '1 worker: 256 rows a batch feed no more on CPUs'
     """
     gpus_each = _gpus_each(asked, gpus)
+    if most_cpus is not None and asked.cpus_per_worker > most_cpus:
+        raise ClusterError(
+            f"resources.cpus_per_worker: expected {asked.cpus_per_worker} cores on one node, found "
+            f"{most_cpus:g} on the largest. Lower it, or add larger nodes"
+        )
     room = int(cpus) // asked.cpus_per_worker
     if gpus_each:
         room = min(room, int(gpus))

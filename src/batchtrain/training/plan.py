@@ -30,6 +30,11 @@ class TrainingPlan:
         """How many global batches an epoch has; the last one may be short."""
         return self.order.num_batches(self.batch_rows)
 
+    def rows_before(self, step: int) -> int:
+        """The rows of all global batches before a step."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return epoch * self.order.num_rows + min(batch * self.batch_rows, self.order.num_rows)
+
 
 def row_order(prepared: PreparedData, *, seed: int) -> RowOrder:
     """The order of the training rows of prepared data."""

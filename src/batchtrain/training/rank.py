@@ -222,7 +222,7 @@ def _watcher(
     except (OSError, StorageError) as error:
         progress.note(f"there are no event files for TensorBoard, they cannot be opened: {error}")
         log = None
-    return RunWatcher(progress, log, task.spec.tracking.monitor, plan.epochs)
+    return RunWatcher(progress, log, task.spec.tracking.monitor, plan)
 
 
 def _interrupted(state: TrainState, task: TrainTask) -> InterruptedRunError:

@@ -33,6 +33,10 @@ BOARD_SECONDS = 10.0
 DUMP_SECONDS = 2.0
 """How long the ranks may take to write the stacks of their threads."""
 
+CUT_SECONDS = 8.0
+"""From the order to end until what the ranks run on is taken away: a process that is stopped hears
+no order."""
+
 WAIT_NOTE_SECONDS = 20.0
 """After so long without all ranks it is said what the run waits for."""
 
@@ -61,7 +65,10 @@ class RayAttempt:
         self._asked_at: float | None = None
         self._began = time.monotonic()
         self._has_noted = False
+        self._num_taken = 0
         self._is_board_lost = False
+        self._cut_at: float | None = None
+        self._groups_before = placement_groups()
         self._is_cut = False  # a stop took too long
 
     @property
@@ -71,14 +78,13 @@ class RayAttempt:
 
     def run(self, stop_requested: Callable[[], bool]) -> None:
         """Start the ranks and wait for their end; raises for the one that is to blame."""
-        groups_before = placement_groups()
         with (
             tempfile.TemporaryDirectory(
                 prefix="batchtrain-ray-", ignore_cleanup_errors=True
             ) as folder,
             ExitStack() as stack,
         ):
-            stack.callback(self._close, groups_before)
+            stack.callback(self._close)
             thread = threading.Thread(target=self._fit, args=(folder,), name="fit", daemon=True)
             thread.start()
             while thread.is_alive():
@@ -104,11 +110,17 @@ class RayAttempt:
     def _take(self) -> None:
         """Hear what the ranks said since the last time."""
         try:
-            said: list[tuple[int, str]] = ray.get(self._board.take.remote(), timeout=BOARD_SECONDS)
-        except RayError:
+            said: list[tuple[int, str]] = ray.get(
+                self._board.take.remote(self._num_taken), timeout=BOARD_SECONDS
+            )
+        except RayActorError:
             # The ranks cannot reach it either, and end.
             self._is_board_lost = True
             return
+        except RayError:
+            # A late answer; the board keeps what it said until it is asked for what came after.
+            return
+        self._num_taken += len(said)
         for rank, text in said:
             message = json.loads(text)
             if message["kind"] == "report":
@@ -140,7 +152,13 @@ class RayAttempt:
                 self._order("stop")
         elif now - self._asked_at > self._limits.stop_seconds and not self._is_cut:
             self._is_cut = True
-            self._order("end")
+            self._end()
+
+    def _end(self) -> None:
+        """Tell all ranks to end; those that cannot hear it lose what they run on."""
+        self._ended_at = None
+        self._cut_at = time.monotonic() + CUT_SECONDS
+        self._order("end")
 
     def _check(self) -> None:
         """Note what the run waits for; end all ranks where one is stuck or silent."""
@@ -148,22 +166,25 @@ class RayAttempt:
         is_late = now - self._began > WAIT_NOTE_SECONDS
         if is_late and not self._watch.has_begun and not self._has_noted:
             self._has_noted = True
-            free: Mapping[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-            self._progress.note(self._placement.waiting(free))
+            with suppress(RayError):
+                free: Mapping[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
+                self._progress.note(self._placement.waiting(free))
+        if self._cut_at is not None and now >= self._cut_at:
+            self._cut_at = None
+            remove_groups(placement_groups() - self._groups_before)
         if self._verdict is None and self._asked_at is None:
             self._verdict = self._watch.verdict()
             if self._verdict is not None:
                 self._ended_at = now + DUMP_SECONDS
                 self._order("dump")
         elif self._verdict is not None and self._ended_at is not None and now >= self._ended_at:
-            self._ended_at = None
-            self._order("end")
+            self._end()
 
     def _raise_error(self) -> None:
         """Raise for whoever is to blame; nothing where all ranks returned."""
         size = self._placement.workers
-        if self._watch.all_returned:
-            # The last state is published, whatever befell Ray after it.
+        if self._error is None or self._watch.all_returned:
+            # The last state is published, whatever befell Ray or the board after it.
             return
         blamed = self._watch.blamed()
         if blamed is not None:
@@ -178,10 +199,10 @@ class RayAttempt:
             raise self._verdict.to_error(size, self._logs)
         raise loss_error(self._error, self._watch, self._logs, board_lost=self._is_board_lost)
 
-    def _close(self, groups_before: frozenset[str]) -> None:
+    def _close(self) -> None:
         """Leave nothing of this attempt behind."""
         with suppress(Exception):
             ray.kill(self._board)
         if isinstance(self._error, RayActorError):
             # A controller that was killed leaves its cores taken.
-            remove_groups(placement_groups() - groups_before)
+            remove_groups(placement_groups() - self._groups_before)

@@ -39,6 +39,7 @@ class Board:
 
     def __init__(self) -> None:
         self._said: list[tuple[int, str]] = []
+        self._num_gone = 0
         self._orders: dict[str, bool] = {}
 
     def say(self, rank: int, messages: list[str]) -> dict[str, bool]:
@@ -46,10 +47,14 @@ class Board:
         self._said += [(rank, message) for message in messages]
         return self._orders
 
-    def take(self) -> list[tuple[int, str]]:
-        """Give all that was said since the last call, in the order in which it came."""
-        said, self._said = self._said, []
-        return said
+    def take(self, num_known: int) -> list[tuple[int, str]]:
+        """Give all that was said after the first `num_known` messages, in their order.
+
+        What is not known to have arrived is kept: an answer may come too late.
+        """
+        del self._said[: num_known - self._num_gone]
+        self._num_gone = num_known
+        return self._said
 
     def order(self, name: str) -> None:
         """Order something of all ranks: `stop`, `dump` or `end`."""

@@ -149,14 +149,15 @@ class RayShards:
             yield _rows(self._prepared, batch, next(expected, None))
 
 
-def _read_shards(
-    prepared: PreparedData, split: str, batch: Mapping[str, Any]
-) -> dict[str, list[Any]]:
+def _read_shards(prepared: PreparedData, split: str, batch: Mapping[str, Any]) -> pa.Table:
     """Read one shard, verified, into one row of bytes."""
     shard = int(batch[SHARD][0])
     rows = prepared.shard(split, shard)
-    columns = {name: getattr(rows, name).tobytes() for name in COLUMNS}
-    return {SHARD: [shard], **{name: [data] for name, data in columns.items()}}
+    # Large, since a wide shard may have more than the 2 GiB of a plain binary column.
+    columns = {
+        name: pa.array([getattr(rows, name).tobytes()], pa.large_binary()) for name in COLUMNS
+    }
+    return pa.table({SHARD: [shard], **columns})
 
 
 def _rows(prepared: PreparedData, batch: pa.Table, expected: int | None) -> SplitRows:

@@ -9,9 +9,11 @@ from batchtrain.errors import (
     BatchtrainError,
     ClusterError,
     LauncherLostError,
+    RankFailedError,
     RankLostError,
     RankMemoryError,
 )
+from batchtrain.training.ray_rank import SAID
 from batchtrain.training.supervision import GroupWatch
 
 __all__ = ["GO_ON", "loss_error"]
@@ -67,6 +69,12 @@ def _lost_rank(error: WorkerGroupError, watch: GroupWatch, end: str) -> Batchtra
         )
     rank = min(silent or failures, default=0)
     text, seen = failures.get(rank, ""), watch.standing(rank)
+    if SAID in text:
+        # It raised, and what it said of it was lost with the board.
+        return RankFailedError(
+            f"expected rank {rank} of {watch.size} to go on, found that it raised an error, which "
+            f"its log has. {end}"
+        )
     expected = f"expected rank {rank} of {watch.size} to go on, found that"
     if any(words in text for words in MEMORY_WORDS):
         return RankMemoryError(

@@ -30,6 +30,9 @@ from batchtrain.training.watch import PointCounter
 
 __all__ = ["Listeners", "RankConfig", "log_key", "train_ray_rank"]
 
+SAID = "raised an error, which its log has"
+"""What Ray is told of a rank that failed; the driver has heard it all by then."""
+
 Listeners = Callable[[int, int], Callable[[str], None] | None]
 """Gives what hears of the points that a rank passes, from the rank and the claim of the attempt."""
 
@@ -83,7 +86,7 @@ def train_ray_rank(config: Mapping[str, Any]) -> None:
             # First of all, so that it is known whatever becomes of the log.
             board.say("failed", Failure.of(found).to_json())
             traceback.print_exception(found)
-            raise RuntimeError(f"rank {rank} failed, see its log") from None
+            raise RuntimeError(f"rank {rank} {SAID}") from None
         board.say("returned", {})
 
 

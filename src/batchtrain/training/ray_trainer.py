@@ -82,7 +82,7 @@ def placement_groups() -> frozenset[str]:
         return frozenset(
             name
             for name, entry in table.items()
-            if name.endswith(job) and entry["state"] != "REMOVED"
+            if name.endswith(job) and entry.get("state") != "REMOVED"
         )
     return frozenset()
 

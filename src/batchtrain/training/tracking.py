@@ -24,12 +24,15 @@ from batchtrain.progress import Progress
 from batchtrain.spec.evaluation import TensorBoardSpec
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.storage import Storage, local_folder
+from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.state import TrainState
 
 __all__ = ["RunWatcher", "TensorBoardLog", "open_event_log"]
 
 BURST_SECONDS = 1.0
 """Step losses are handed on so often: each time wakes a thread that takes turns with the loop."""
+TOLD_SECONDS = 1.0
+"""How often it is said how many rows are trained."""
 QUEUED_EVENTS = 100_000
 """So many wait for that thread before the loop has to; a burst is smaller."""
 
@@ -129,12 +132,13 @@ class RunWatcher:
     progress: Progress
     log: TensorBoardLog | None
     monitored: Sequence[str]
-    epochs: int
+    plan: TrainingPlan | None = None
+    _told_at: float = 0.0
 
     @classmethod
     def silent(cls) -> RunWatcher:
         """One that tells nobody, for the ranks other than 0."""
-        return cls(Progress(), None, (), 0)
+        return cls(Progress(), None, ())
 
     def __enter__(self) -> Self:
         """Nothing to do; leaving writes everything out, also on failure."""
@@ -152,10 +156,14 @@ class RunWatcher:
     def steps_done(self, first_step: int, losses: Sequence[float]) -> None:
         """See `batchtrain.training.loop.Watcher`."""
         self._write(lambda log: log.steps(first_step, losses))
+        if self.plan is not None and time.monotonic() - self._told_at >= TOLD_SECONDS:
+            self._told_at = time.monotonic()
+            done = self.plan.rows_before(first_step + len(losses))
+            self.progress.working("rows trained", done, self.plan.epochs * self.plan.order.num_rows)
 
     def epoch_done(self, record: dict[str, Any]) -> None:
         """See `batchtrain.training.loop.Watcher`."""
-        self.progress.epoch_finished(record, self.epochs)
+        self.progress.epoch_finished(record, self.plan.epochs if self.plan is not None else 0)
         self._write(lambda log: log.epoch(record, self.monitored))
 
     def _write(self, call: Callable[[TensorBoardLog], None]) -> None:

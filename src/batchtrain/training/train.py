@@ -81,6 +81,10 @@ def train_model(
         try:
             state: TrainState = launcher(task, progress, stop_wanted)
             return _write(state, task, draft)
+        except InterruptedRunError:
+            # Nobody may have asked for it but the process that took the run over.
+            owner.check()
+            raise
         except TrainingError as error:
             used = budget.take(error) if launcher.restarts else None
             if used is None:

@@ -70,7 +70,7 @@ def prepared_bytes(loaded: LoadedSpec, engine: Engine) -> dict[str, str]:
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5),
     block_rows=st.integers(5, 70),
-    unit_blocks=st.integers(1, 3),
+    cores=st.integers(1, 9),
     seed=st.integers(0, 99),
 )
 def test_d24_prepared_data_are_the_same_bytes(
@@ -79,7 +79,7 @@ def test_d24_prepared_data_are_the_same_bytes(
     ending: str,
     sizes: list[int],
     block_rows: int,
-    unit_blocks: int,
+    cores: int,
     seed: int,
 ) -> None:
     monkeypatch.setattr(shards, "SHARD_ROWS", 30)
@@ -87,7 +87,7 @@ def test_d24_prepared_data_are_the_same_bytes(
     write_parts(folder / "rows", mixed_table(200, seed=seed), sizes, ending)
     loaded = spec_for(folder, data={**DROPPING, "lanes": 2})
     expected = prepared_bytes(loaded, EmbeddedEngine(block_rows))
-    assert prepared_bytes(loaded, ScrambledEngine(block_rows, unit_blocks, seed)) == expected
+    assert prepared_bytes(loaded, ScrambledEngine(block_rows, cores, seed)) == expected
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression", "line"])

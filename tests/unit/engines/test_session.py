@@ -270,7 +270,12 @@ def test_which_cluster_is_joined(
 
 def test_what_a_cluster_has(no_ray: NoRay, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 6.5, "memory": 1e9})
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": False}, {"Alive": True}])
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 2.0}},
+        {"Alive": False, "Resources": {}},
+        {"Alive": True, "Resources": {"CPU": 4.0}},
+    ]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
     found = RaySession("auto").resources()
     assert (found.cpus, found.gpus, found.nodes) == (6.5, 0.0, 2)
     assert len(no_ray.starts) == 1

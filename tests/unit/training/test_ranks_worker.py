@@ -33,6 +33,7 @@ from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.ranks import OneRank, Ranks
 from batchtrain.training.state import TrainState
 from batchtrain.training.worker import ResidentWorker, Share
+from tests.support.ranks import OneOf
 
 CPU = torch.device("cpu")
 LONG = 60.0
@@ -44,20 +45,6 @@ LOSSES: list[LossName] = ["mse", "mae", "huber", "cross_entropy", "bce"]
 
 # ----------------------------------------------------------------------------------------------
 # Ranks of this process
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """One of several ranks that have nothing to say to each other."""
-
-    rank: int
-    size: int
-
-    def gather(self, value: Any) -> list[Any]:
-        raise AssertionError("serving rows needs no collective")
-
-    def gather_tensor(self, value: Tensor) -> list[Tensor]:
-        raise AssertionError("serving rows needs no collective")
 
 
 class ThreadRanks:

@@ -175,7 +175,7 @@ def test_a_message_is_sent_at_once_and_not_with_the_next_heartbeat(
     client(every=NEVER).say("report", {"note": "now"})
     (message,) = board.wait_for("report")
     assert message["value"] == {"note": "now"}
-    assert board.board.take() == [(1, json.dumps(message))]
+    assert board.board.take(0) == [(1, json.dumps(message))]
 
 
 def test_r21_a_message_has_the_points_that_were_passed_when_it_was_said(
@@ -330,7 +330,7 @@ def test_all_that_is_said_the_driver_understands(client: Make, board: NearBoard)
     speaker.say("report", {"note": "hello"})
     speaker.say("returned", {})
     speaker.close()
-    for rank, message in board.board.take():
+    for rank, message in board.board.take(0):
         assert watch.hear(rank, json.loads(message)) is None
     assert watch.has_begun
     assert watch.standing(1).startswith("process 2 on h")
@@ -343,15 +343,26 @@ CALLS = st.one_of(
 )
 
 
+def test_what_did_not_arrive_is_given_again() -> None:
+    board = Board()
+    board.say(0, ["a", "b"])
+    assert board.take(0) == [(0, "a"), (0, "b")]
+    board.say(1, ["c"])
+    assert board.take(0) == [(0, "a"), (0, "b"), (1, "c")]
+    assert board.take(2) == [(1, "c")]
+
+
 @given(st.lists(CALLS, max_size=40))
 def test_a_board_loses_nothing_and_forgets_no_order(calls: list[Any]) -> None:
     board = Board()
     said: dict[int, list[str]] = {}
     taken: dict[int, list[str]] = {}
     ordered: set[str] = set()
+    known = 0
     for call in [*calls, "take"]:
         if call == "take":
-            for rank, message in board.take():
+            for rank, message in board.take(known):
+                known += 1
                 taken.setdefault(rank, []).append(message)
         elif isinstance(call, str):
             board.order(call)
@@ -362,4 +373,4 @@ def test_a_board_loses_nothing_and_forgets_no_order(calls: list[Any]) -> None:
             assert board.say(rank, messages) == dict.fromkeys(ordered, True)
             said.setdefault(rank, []).extend(messages)
     assert taken == {rank: messages for rank, messages in said.items() if messages}
-    assert board.take() == []
+    assert board.take(known) == []

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from batchtrain.artifacts.prepared import SplitRows, near_equal_bounds
 from batchtrain.models.inputs import Batch
@@ -23,23 +22,10 @@ from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.rows import ResidentSplit
 from batchtrain.training.streaming import StreamedRows, shard_plan
 from batchtrain.training.worker import RankWorker, ResidentWorker, Share
+from tests.support.ranks import OneOf
 
 CPU = torch.device("cpu")
 WAYS: list[Determinism] = ["order", "canonical"]
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """One of several ranks that have nothing to say to each other."""
-
-    rank: int
-    size: int
-
-    def gather(self, value: Any) -> list[Any]:
-        raise AssertionError("serving rows needs no collective")
-
-    def gather_tensor(self, value: Tensor) -> list[Tensor]:
-        raise AssertionError("serving rows needs no collective")
 
 
 def rows_of(num_rows: int) -> SplitRows:
