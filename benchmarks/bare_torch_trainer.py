@@ -1,10 +1,10 @@
 """What a run on Ray is timed against: a `TorchTrainer` as Ray's documentation writes one.
 
-A function for each worker, `prepare_model`, `prepare_data_loader`, and a report an epoch; nothing is
-saved, split for good or measured, and no setting of Ray is changed.
+A function for each worker, `prepare_model`, `prepare_data_loader`, and a report an epoch. Nothing
+is saved or measured, and no setting of Ray is changed.
 
-Usage: `python benchmarks/bare_torch_trainer.py drug200.csv WORKERS EPOCHS FOLDER`, where FOLDER gets
-the times at which it came to what.
+Usage: `python benchmarks/bare_torch_trainer.py drug200.csv WORKERS EPOCHS FOLDER`; the times at
+which it came to what are written to FOLDER.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ class Phases:
             found = at.get(name)
             edges.append(edges[-1] if found is None else max(found, edges[-1]))
         edges += [max(marks.get("closing", marks["ended"]), edges[-1]), marks["ended"]]
-        spans = [end - start for start, end in zip(edges, edges[1:], strict=False)]
+        spans = [end - start for start, end in pairwise(edges)]
         asked, started = marks.get("ray asked"), marks.get("ray started")
         ray_seconds = 0.0
         if asked is not None and started is not None:

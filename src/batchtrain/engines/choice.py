@@ -13,6 +13,10 @@ __all__ = ["SMALL_INPUT_BYTES", "EngineChoice", "choose_engine"]
 SMALL_INPUT_BYTES = 256 * 10**6
 """Below this the start of Ray takes longer than the work."""
 
+SMALL_SHARED_BYTES = 64 * 10**6
+"""The same where Ray is started for the workers of a training anyway: a pass over a small input
+takes seconds with Ray Data and fractions of one without."""
+
 
 @dataclass(frozen=True)
 class EngineChoice:
@@ -32,29 +36,27 @@ def choose_engine(
     *,
     input_bytes: int,
     workers: int | Literal["auto"],
-    cluster_gpus: int = 0,
 ) -> EngineChoice:
-    """Choose; `auto` takes Ray for an input of 256 MB and more, several workers, or a GPU cluster.
+    """Choose; `auto` takes Ray for an input of 256 MB and more, or 64 MB with several workers.
 
     Args:
         asked: `engine` of the spec.
         input_bytes: The size of all files of the input.
         workers: `resources.workers` of the spec.
-        cluster_gpus: The GPUs of the cluster that the process is attached to.
     """
     if asked != "auto":
         return EngineChoice(asked, f"engine {asked}, as the spec says")
-    size = _size(input_bytes)
-    if input_bytes >= SMALL_INPUT_BYTES:
-        return EngineChoice("ray", f"engine ray, since the input has {size} (256 MB and more)")
-    if workers == "auto":
-        if cluster_gpus:
-            gpus = f"{cluster_gpus} GPU{'' if cluster_gpus == 1 else 's'}"
-            return EngineChoice("ray", f"engine ray, since the cluster has {gpus}")
-    elif workers > 1:
-        return EngineChoice("ray", f"engine ray, since {workers} workers were asked for")
-    reason = f"the input has {size} (less than 256 MB) and one worker is enough"
-    return EngineChoice("embedded", f"engine embedded, since {reason}")
+    several = workers != "auto" and workers > 1
+    limit = SMALL_SHARED_BYTES if several else SMALL_INPUT_BYTES
+    has = f"the input has {_size(input_bytes)}"
+    with_workers = f" with {workers} workers" if several else ""
+    if input_bytes >= limit:
+        return EngineChoice(
+            "ray", f"engine ray, since {has} ({_size(limit)} and more{with_workers})"
+        )
+    return EngineChoice(
+        "embedded", f"engine embedded, since {has} (less than {_size(limit)}{with_workers})"
+    )
 
 
 def _size(num_bytes: int) -> str:

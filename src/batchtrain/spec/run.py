@@ -74,7 +74,7 @@ class ResourcesSpec(SpecModel):
     """What the run may use; it never changes which rows a batch holds."""
 
     workers: Literal["auto"] | Annotated[int, Field(ge=1, le=4096)] = "auto"
-    """The ranks of a training. `auto` is 1 where the run needs no Ray; with it, what the cluster has
+    """The ranks of a training. `auto` is 1 where the run needs no Ray; else what the cluster has
     and the batch can feed."""
     cpus_per_worker: int = Field(default=1, ge=1, le=1024)
     """The threads of one worker; they are part of the numerical result."""
@@ -115,7 +115,7 @@ class RunSpec(SpecModel):
     export: ExportSpec = ExportSpec()
     engine: EngineName = "auto"
     """What reads and writes rows: this process, or Ray Data over a cluster; the result is the
-    same. `auto` takes Ray for large inputs and several workers."""
+    same. `auto` takes Ray for large inputs, with several workers sooner."""
     determinism: Determinism = "order"
     """`order`: the same rows in every batch, whatever the number of workers. `canonical`: the same
     bits as well, at the cost of eight smaller steps for each."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from batchtrain.engines.choice import SMALL_INPUT_BYTES, choose_engine
+from batchtrain.engines.choice import SMALL_INPUT_BYTES, SMALL_SHARED_BYTES, choose_engine
 
 SMALL: dict[str, Any] = {"input_bytes": 5_300, "workers": "auto"}
 
@@ -14,12 +14,16 @@ SMALL: dict[str, Any] = {"input_bytes": 5_300, "workers": "auto"}
 @pytest.mark.parametrize(
     ("changed", "name", "why"),
     [
-        ({}, "embedded", "the input has 5.3 kB (less than 256 MB) and one worker is enough"),
-        ({"workers": 1}, "embedded", "one worker"),
-        ({"workers": 1, "cluster_gpus": 8}, "embedded", "one worker"),
-        ({"workers": 2}, "ray", "2 workers were asked for"),
-        ({"cluster_gpus": 1}, "ray", "the cluster has 1 GPU"),
-        ({"cluster_gpus": 32}, "ray", "32 GPUs"),
+        ({}, "embedded", "engine embedded, since the input has 5.3 kB (less than 256 MB)"),
+        ({"workers": 1}, "embedded", "5.3 kB (less than 256 MB)"),
+        ({"workers": 2}, "embedded", "5.3 kB (less than 64 MB with 2 workers)"),
+        ({"workers": 2, "input_bytes": SMALL_SHARED_BYTES - 1}, "embedded", "63.9 MB"),
+        (
+            {"workers": 2, "input_bytes": SMALL_SHARED_BYTES},
+            "ray",
+            "(64 MB and more with 2 workers)",
+        ),
+        ({"workers": 1, "input_bytes": SMALL_SHARED_BYTES}, "embedded", "(less than 256 MB)"),
         ({"input_bytes": SMALL_INPUT_BYTES - 1}, "embedded", "255.9 MB (less than 256 MB)"),
         ({"input_bytes": SMALL_INPUT_BYTES}, "ray", "the input has 256 MB"),
         ({"input_bytes": 2 * 10**15, "workers": 1}, "ray", "2000 TB"),
