@@ -68,6 +68,7 @@ bench: install  ## the budgets, each as the median of paired runs (minutes)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.cold_run
 	$(BIN)/python -m benchmarks.exactness
+	$(BIN)/python -m benchmarks.ray_runs
 
 schema: install  ## write the JSON schema that editors check specs with
 	@mkdir -p build

@@ -35,7 +35,7 @@ class Effort:
         return int(num_rows * self.share)
 
 
-FULL = Effort(rounds=3, share=1.0, epochs=20)
+FULL = Effort(rounds=3, share=1.0, epochs=10)
 QUICK = Effort(rounds=1, share=0.02, epochs=2, is_quick=True)
 
 

@@ -99,7 +99,7 @@ class Phases:
             spans[within] -= ray_seconds
         spans.insert(1, ray_seconds)
         stages = {
-            name: end - start - (ray_seconds if asked and start <= asked <= end else 0.0)
+            name: end - start - (ray_seconds if asked and start <= asked < end else 0.0)
             for name, (start, end) in marks.get("stages", {}).items()
         }
         return cls(tuple(spans), int(marks.get("peak_bytes", 0)), stages)

@@ -112,15 +112,18 @@ def measure_rows(effort: Effort) -> Found:
 
 def measure_rows_on_ray(effort: Effort) -> Found:
     """The same in one worker of Ray, and the shards through Ray Data."""
-    documents = {}
-    with tempfile.TemporaryDirectory() as folder, ray_here(2):
-        for case in cases(effort):
-            if case.lanes > 1:
-                continue
-            prepared = _prepared(case, Path(folder))
-            how = (RESIDENT, STREAMING, RAY_DATA)
-            measured = partial(measured_epochs, prepared=prepared, how=how, effort=effort)
-            documents[case.name] = run_in_workers(measured, 1)
+    how = (RESIDENT, STREAMING, RAY_DATA)
+    with tempfile.TemporaryDirectory() as folder:
+        tables = {
+            case.name: _prepared(case, Path(folder)) for case in cases(effort) if case.lanes == 1
+        }
+        with ray_here(2):
+            documents = {
+                name: run_in_workers(
+                    partial(measured_epochs, prepared=prepared, how=how, effort=effort), 1
+                )
+                for name, prepared in tables.items()
+            }
     return _show("One Ray worker", documents)
 
 

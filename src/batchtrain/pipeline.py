@@ -21,7 +21,7 @@ from batchtrain.engines.session import RaySession
 from batchtrain.evaluation.stage import evaluate
 from batchtrain.export.stage import export
 from batchtrain.models.custom import check_allowed, code_hash
-from batchtrain.preparation.stage import open_input, prepare
+from batchtrain.preparation.stage import open_input, prepare, refuse_storage_in_input
 from batchtrain.progress import Progress
 from batchtrain.reporting.content import StageRow
 from batchtrain.spec.data import SPLITS
@@ -138,6 +138,7 @@ def _run_stages(
     session: RaySession,
 ) -> None:
     """Run one stage after the other, and put what each made into the result."""
+    refuse_storage_in_input(loaded, storage)
     engine = chosen_engine(loaded, open_input(loaded), session, watch.progress)
     result.prepared = prepared = watch.stage(
         "prepare",

@@ -39,9 +39,9 @@ BAD_SPECS: list[tuple[dict[str, object], list[str]]] = [
     ({"seed": -1}, ["seed", "0"]),
     ({"seed": "42"}, ["seed", "quotes"]),
     ({"sede": 1}, ["sede", "seed"]),
-    ({"engine": "ray"}, ["engine", "not built yet"]),
+    ({"engine": "rya"}, ["engine", "Did you mean"]),
     ({"determinism": "canonicle"}, ["determinism", "canonical"]),
-    ({"retries": {"lost_worker": 3}}, ["retries", "not built yet"]),
+    ({"retries": {"lost_worker": -3}}, ["retries.lost_worker", "from 0"]),
     ({"search": {"trials": 3}}, ["search", "not built yet"]),
     ({"storage": "s3://user:secret@bucket/runs"}, ["storage"]),
     ({"data": None}, ["data"]),
@@ -104,7 +104,7 @@ BAD_SPECS: list[tuple[dict[str, object], list[str]]] = [
     ({"evaluation": {"metrics": ["acuracy"]}}, ["accuracy"]),
     ({"evaluation": {"metrics": ["r2"]}}, ["r2", "classification"]),
     ({"export": {"formats": ["onnx"]}}, ["onnx", "not built yet"]),
-    ({"resources": {"workers": 4}}, ["workers", "not built yet"]),
+    ({"resources": {"workers": 0}}, ["workers", "from 1 to 4096"]),
 ]
 
 ROWS = "x,y\n" + "".join(f"{n},{n % 2}\n" for n in range(40))

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from batchtrain.engines.engine import Block, Tables
 from batchtrain.engines.ray import RayEngine, Work
-from batchtrain.engines.session import ClusterResources, RaySession
+from batchtrain.engines.session import RaySession
 
 __all__ = ["ScrambledEngine", "dies_at", "fails_at", "table_and_marks"]
 
@@ -48,9 +48,9 @@ class _NoSession:
 
     cpus: int
 
-    def resources(self) -> ClusterResources:
-        """See `RaySession.resources`."""
-        return ClusterResources(cpus=self.cpus, gpus=0, nodes=1)
+    def resources(self) -> _NoSession:
+        """See `RaySession.resources`: an engine asks for the cores only."""
+        return self
 
 
 class ScrambledEngine(RayEngine):

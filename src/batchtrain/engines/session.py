@@ -36,6 +36,10 @@ SETTINGS = {
     "RAY_DATA_USE_DATASOURCE_V2": "0",
     # We number and print what a person should see ourselves.
     "RAY_DEDUP_LOGS": "0",
+    # A task that runs out of memory would be tried for ever.
+    "RAY_task_oom_retries": "3",
+    # An error of a task that nobody asks for any more is no news.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # Its warning says what a future version will do with GPUs that no task asks for.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

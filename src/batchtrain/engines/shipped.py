@@ -30,6 +30,7 @@ class Shipped(Generic[Value]):
         self._key = key
         self._make = make
         self._value = value
+        self._has_travelled = False
 
     def get(self) -> Value:
         """The value.
@@ -37,6 +38,9 @@ class Shipped(Generic[Value]):
         Raises:
             BatchtrainError: What making it raises.
         """
+        if self._value is None and not self._has_travelled:
+            # The process that asks for the work reads and verifies anew each time.
+            self._value = self._make()
         if self._value is None:
             if self._key not in _made:
                 _made[self._key] = self._make()
@@ -48,4 +52,10 @@ class Shipped(Generic[Value]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """The value stays where it is."""
-        return Shipped, (self._key, self._make)
+        return _arrived, (self._key, self._make)
+
+
+def _arrived(key: str, make: Callable[[], Any]) -> Shipped[Any]:
+    shipped: Shipped[Any] = Shipped(key, make)
+    shipped._has_travelled = True
+    return shipped

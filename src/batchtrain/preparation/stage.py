@@ -28,7 +28,7 @@ from batchtrain.spec.task import Task, task_mismatches
 from batchtrain.storage import Storage
 from batchtrain.tables import Source, content_hashes, hash_file, open_source, source_contains
 
-__all__ = ["open_input", "prepare", "survey_input"]
+__all__ = ["open_input", "prepare", "refuse_storage_in_input", "survey_input"]
 
 
 def prepare(
@@ -47,7 +47,7 @@ def prepare(
         SpecError: If the `data` section does not suit the table.
         DataError: If the rows cannot be used.
     """
-    _refuse_storage_in_input(loaded, storage)
+    refuse_storage_in_input(loaded, storage)
     source = open_input(loaded)
     inputs = _inputs(loaded, source, storage, engine or EmbeddedEngine())
 
@@ -91,8 +91,12 @@ def check_task(loaded: LoadedSpec, task: Task) -> None:
         raise SpecError(problems)
 
 
-def _refuse_storage_in_input(loaded: LoadedSpec, storage: Storage) -> None:
-    """What this run writes must never be what the next run reads."""
+def refuse_storage_in_input(loaded: LoadedSpec, storage: Storage) -> None:
+    """What this run writes must never be what the next run reads.
+
+    Raises:
+        UnsafeInputError: If the storage lies among the input's files; nothing needs to exist.
+    """
     source, base = loaded.spec.data.source, loaded.path.parent
     if source_contains(source, base, Path(storage.url())):
         raise UnsafeInputError(

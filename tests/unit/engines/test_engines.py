@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from batchtrain.engines.embedded import EmbeddedEngine
@@ -66,7 +66,11 @@ def prepared_bytes(loaded: LoadedSpec, engine: Engine) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=8,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    phases=[Phase.explicit, Phase.generate],  # an example takes a second: none is made smaller
+)
 @given(
     sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5),
     block_rows=st.integers(5, 70),

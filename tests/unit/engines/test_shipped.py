@@ -49,5 +49,14 @@ def test_it_is_made_once_in_a_process_however_often_it_arrives() -> None:
 
 def test_other_keys_are_other_values_and_only_a_few_are_kept() -> None:
     keys = [str(number) for number in range(KEPT + 2)]
-    assert len({id(value) for value in [Shipped(key, make).get() for key in keys]}) == len(keys)
+    arrived = [pickle.loads(pickle.dumps(Shipped(key, make))) for key in keys]
+    assert len({id(value) for value in [each.get() for each in arrived]}) == len(keys)
     assert list(shipped._made) == keys[-KEPT:]
+
+
+def test_the_process_that_asks_for_the_work_makes_its_own_each_time() -> None:
+    first, second = Shipped("a", make), Shipped("a", make)
+    assert first.get() is first.get()
+    assert first.get() is not second.get()
+    assert MADE == ["one", "one"]
+    assert not shipped._made
