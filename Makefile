@@ -8,8 +8,8 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 INSTALLED := .venv/.installed
 
 # Tests that start no processes of their own share the cores; the others need them all.
-LIGHT_TESTS := tests/unit tests/docs tests/conformance
-HEAVY_TESTS := tests/integration tests/fault tests/ray tests/cluster
+LIGHT_TESTS := tests/unit tests/docs tests/conformance tests/integration
+HEAVY_TESTS := tests/fault tests/ray tests/cluster
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fault test-unit check format constraints bench schema clean

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+import torch
+import torch.distributed as dist
+
 from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.training.ranks import OneRank, Ranks
 from benchmarks.exactness_loops import SMALL, OurTraining, made_plan
-from benchmarks.paired import Contender, Spread, Taken, compare, run_in_turns, show
+from benchmarks.paired import Contender, Spread, Taken, compare, run_in_turns, show, timed
 from benchmarks.ray_effort import Effort, Found, found_of
 from benchmarks.ray_workers import ray_here, run_in_workers
 from benchmarks.training_loops import made_rows
@@ -22,6 +25,7 @@ GOALS = {1024: "", 8192: "1.3"}
 ROUNDS = 7
 
 ONE, TWO, APART = "one worker", "two workers", "two, no exchange"
+EXCHANGE = "exchange alone"
 
 
 def measure_workers(effort: Effort) -> Found:
@@ -30,17 +34,14 @@ def measure_workers(effort: Effort) -> Found:
     rounds = 1 if effort.is_quick else ROUNDS
     with ray_here(2):
         documents = run_in_workers(partial(_measured, num_rows=num_rows, rounds=rounds), 2)
-    taken_of_all, ratios_of_all, lines = {}, {}, []
+    taken_of_all, ratios_of_all, lines, notes = {}, {}, [], []
     for batch_rows, goal in GOALS.items():
         document = documents[str(batch_rows)]
         taken = {name: [Taken(**run) for run in runs] for name, runs in document.items()}
         found = [compare(taken, ours=each, theirs=ONE, as_speed=True) for each in (TWO, APART)]
         case = f"batch {batch_rows}"
         for each in found:
-            speeds = [
-                num_rows / Spread.of([run.wall_s for run in taken[name]]).median
-                for name in (each.ours, ONE)
-            ]
+            speeds = [num_rows / _median_s(taken[name]) for name in (each.ours, ONE)]
             lines.append(
                 [
                     f"{case}: {each.ours} / {ONE}",
@@ -49,6 +50,9 @@ def measure_workers(effort: Effort) -> Found:
                     goal if each.ours == TWO else "",
                 ]
             )
+        steps = made_plan(num_rows, batch_rows).steps_per_epoch
+        us = {name: f"{1e6 * _median_s(runs) / steps:,.0f}" for name, runs in taken.items()}
+        notes.append(f"{case}: {us[EXCHANGE]} of {us[TWO]} us, one worker {us[ONE]} us")
         part = found_of(taken, found)
         taken_of_all |= {f"{case}: {name}": runs for name, runs in part.taken.items()}
         ratios_of_all |= {f"{case}: {name}": spread for name, spread in part.ratios.items()}
@@ -59,6 +63,7 @@ def measure_workers(effort: Effort) -> Found:
         'alone, the other waits. "no\nexchange": each trains on its own rows in batches of half '
         "the size and hears nothing of the other, which is the most\nthat two can do on this "
         "machine today.\n"
+        f"The exchange of gradients alone, of a step of two workers. {'; '.join(notes)}\n"
     )
     return Found(taken_of_all, ratios_of_all)
 
@@ -90,7 +95,20 @@ def _contenders(rows: SplitRows, batch_rows: int, ranks: Ranks) -> dict[str, Con
         ONE: one if ranks.rank == 0 else _waits,
         TWO: OurTraining(rows, plan, SMALL, ranks=ranks),
         APART: OurTraining(own, apart, SMALL, ranks=OneRank()),
+        EXCHANGE: partial(timed, partial(_exchange, plan.steps_per_epoch)),
     }
+
+
+def _exchange(steps: int) -> None:
+    """Sum as many numbers as there are gradients, once for each step."""
+    num_gradients = sum(parameter.numel() for parameter in SMALL.build().parameters())
+    gradients = torch.zeros(num_gradients)
+    for _ in range(steps):
+        dist.all_reduce(gradients)
+
+
+def _median_s(runs: Sequence[Taken]) -> float:
+    return Spread.of([run.wall_s for run in runs]).median
 
 
 def _waits() -> Taken:

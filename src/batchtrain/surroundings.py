@@ -47,7 +47,7 @@ def chosen_engine(
         loaded: The spec.
         source: Its input.
         session: The connection to Ray.
-        progress: Hears which and why, where the spec leaves it open and it may surprise.
+        progress: Hears why it is Ray, where that was not asked for.
     """
     spec = loaded.spec
     choice: EngineChoice = choose_engine(
@@ -55,11 +55,10 @@ def chosen_engine(
         input_bytes=sum(file.size for file in source.files),
         workers=spec.resources.workers,
     )
-    is_news = spec.engine == "auto" and (choice.name == "ray" or spec.resources.workers != "auto")
-    if is_news:
-        progress.note(choice.why)
     if choice.name == "embedded":
         return EmbeddedEngine()
+    if spec.engine == "auto":
+        progress.note(choice.why)
     # Imported here, since most runs need no Ray.
     from batchtrain.engines.ray import RayEngine
 

@@ -120,7 +120,7 @@ def test_the_error_of_a_rank_names_the_line_and_the_log(
 def test_what_the_cluster_can_never_give_is_refused_at_once(
     tmp_path: Path, ray_session: RaySession
 ) -> None:
-    loaded = canonical_spec(tmp_path / "huge", resources={"workers": 64})
+    loaded = _spec(tmp_path / "huge", resources={"workers": 64})
     with pytest.raises(ClusterError, match="expected 64 CPUs for 64 workers, found a cluster with"):
         run_spec(loaded, last="train")
 

@@ -44,7 +44,11 @@ def shard_dataset(prepared: PreparedData, split: str, shards: Sequence[int]) -> 
     # One block for each, so that they are read side by side and none waits for a later one.
     dataset = ray.data.from_items(items, override_num_blocks=max(1, len(items)))
     read = dataset.map_batches(
-        partial(_read_shards, prepared, split), batch_size=1, num_cpus=READ_CPUS
+        partial(_read_shards, prepared, split),
+        batch_size=1,
+        num_cpus=READ_CPUS,
+        # Tasks that ask for no core would all start at once, each in a process of its own.
+        compute=ray.data.TaskPoolStrategy(size=AHEAD),
     )
     read.context.execution_options.preserve_order = True
     return read

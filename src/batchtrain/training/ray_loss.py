@@ -60,7 +60,8 @@ def loss_error(
 
 def _lost_rank(error: WorkerGroupError, watch: GroupWatch, end: str) -> BatchtrainError:
     failures = {rank: str(each) for rank, each in error.worker_failures.items()}
-    silent = [rank for rank in failures if rank not in watch.failed]
+    # A rank whose node died may be missing from what Ray noticed before the others gave up.
+    silent = [rank for rank in failures if rank not in watch.failed] or watch.unheard
     if not silent and watch.failed:
         rank = watch.failed[0]
         return RankLostError(

@@ -154,6 +154,12 @@ class GroupWatch:
         """Whether every rank has come to its end."""
         return self.has_begun and all(each.has_returned for each in self._members.values())
 
+    @property
+    def unheard(self) -> list[int]:
+        """The ranks that neither returned nor said that they failed."""
+        open_ones = [rank for rank, each in self._members.items() if each.is_open]
+        return sorted({*open_ones, *(set(range(self.size)) - self._members.keys())})
+
     def words(self, rank: int) -> str:
         """What a rank that failed said."""
         return self._failure(rank).text

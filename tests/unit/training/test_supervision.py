@@ -408,3 +408,15 @@ def test_r21_whatever_is_said_in_whatever_order_nobody_is_ended_without_a_reason
         blamed = group.watch.blamed()
         assert blamed is None or blamed[0] in group.watch.failed
         assert blamed is None or not blamed[1].is_collateral
+
+
+def test_a_rank_that_said_nothing_of_its_end_is_unheard() -> None:
+    watch = GroupWatch(4)
+    standing = {"passed": 1, "last": "step.rows", "beside": 0}
+    for rank in (0, 1, 2):
+        watch.hear(rank, {"kind": "joined", "value": {"pid": 1, "host": "h"}, **standing})
+    assert watch.unheard == [0, 1, 2, 3]
+    watch.hear(0, {"kind": "returned", "value": {}, **standing})
+    lost = Failure.of(CollateralError("connection reset"))
+    watch.hear(2, {"kind": "failed", "value": lost.to_json(), **standing})
+    assert watch.unheard == [1, 3]
