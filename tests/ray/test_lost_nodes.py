@@ -95,8 +95,10 @@ def test_r17_killed_nodes_change_no_byte(kills: int, tmp_path: Path, nodes: Node
         trained = training.result()
     assert trained is not None
     assert compared(trained) == compared(expected)
-    assert sum("to go on, found that its" in note for note in told.notes) >= 1
-    assert sum("lost_worker" in note for note in told.notes) == kills
+    lost = [note for note in told.notes if "(retry lost_worker" in note]
+    # A start that still counted on a node that was gone is a loss as well.
+    assert kills <= len(lost) <= 2 * kills
+    assert any("expected rank" in note and "All ranks were ended" in note for note in lost), lost
 
 
 def _overrides(kills: int) -> list[str]:
