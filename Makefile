@@ -36,7 +36,7 @@ test: install  ## all tests
 	$(BIN)/python -m pytest $(HEAVY_TESTS)
 
 test-fault: install  ## kill, cut and race everything, hundreds of times (about an hour)
-	$(BIN)/python -m pytest tests/fault tests/ray -m 'fault or long'
+	$(BIN)/python -m pytest tests/fault tests/ray tests/cluster -m 'fault or long'
 
 test-unit: install  ## the unit tests alone (under a minute)
 	$(BIN)/python -m pytest tests/unit -n 2

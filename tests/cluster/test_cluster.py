@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -205,7 +206,9 @@ def test_a_stopped_job_leaves_a_checkpoint_to_go_on_from(
 ) -> None:
     long = options("training.epochs=1000000", f"storage={shared}")
     with head.submitting("train", long, within=checkout) as (job_id, log):
-        assert any("Epoch [1/1000000]" in line for line in log)
+        # Asked for, since the line may be printed before the client follows the log.
+        while "Epoch [1/1000000]" not in head.ask(f"jobs/{job_id}/logs")["logs"]:
+            time.sleep(0.5)
         # What `ray job stop` asks for. The log ends when the job does.
         head.ask(f"jobs/{job_id}/stop", method="POST")
         log.read()
@@ -244,6 +247,7 @@ with RaySession(sys.argv[2]) as session:
 """
 
 
+@pytest.mark.long
 def test_a_node_that_sees_another_folder_is_named(head: Head, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(NODE_LOCAL.replace("sys.argv[1]", repr(str(tmp_path))))
@@ -259,6 +263,7 @@ def test_a_node_that_sees_another_folder_is_named(head: Head, tmp_path: Path) ->
     assert list((tmp_path / "here").iterdir()) == []
 
 
+@pytest.mark.long
 def test_a_command_joins_the_cluster_whose_address_it_is_given(
     head: Head, tmp_path: Path, local: FinishedRun
 ) -> None:

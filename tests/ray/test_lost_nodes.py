@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
+from batchtrain.artifacts.claims import read_claims
 from batchtrain.artifacts.trained import TrainedModel
 from batchtrain.engines.session import RaySession
 from batchtrain.errors import BatchtrainError
 from batchtrain.pipeline import run_spec
+from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec, load_spec
-from tests.support.ranks import Told, compared, newest_step, small_spec, train_ranks
+from batchtrain.training.lineage import newest_checkpoint
+from tests.support.builders import layout_for
+from tests.support.ranks import Told, compared, small_spec, train_ranks
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.fault, pytest.mark.timeout(900)]
 
@@ -63,12 +67,14 @@ def nodes() -> Iterator[Nodes]:
     cluster.shutdown()
 
 
-def _wait_for_step(loaded: LoadedSpec, after: int, training: Future[Any]) -> int:
+def _wait_for_claim(loaded: LoadedSpec, after: int, training: Future[Any]) -> int:
+    """Wait for a checkpoint of a later attempt: what the one before left does not count."""
+    layout = layout_for(loaded)
     while not training.done():
         with suppress(BatchtrainError, FileNotFoundError):
-            step = newest_step(loaded)
-            if step > after:
-                return step
+            found = newest_checkpoint(layout, read_claims(layout.storage, layout.root), Progress())
+            if found is not None and found.name.claim > after:
+                return found.name.claim
         time.sleep(0.05)
     training.result()
     raise AssertionError("the training ended before a node could be killed")
@@ -87,9 +93,9 @@ def test_r17_killed_nodes_change_no_byte(kills: int, tmp_path: Path, nodes: Node
 
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(train)
-        step = 0
+        claim = 0
         for _ in range(kills):
-            step = _wait_for_step(loaded, step, training)
+            claim = _wait_for_claim(loaded, claim, training)
             nodes.kill()
             nodes.add()
         trained = training.result()

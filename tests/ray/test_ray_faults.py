@@ -181,6 +181,7 @@ def _wait_for_checkpoint(loaded: LoadedSpec, after: int, driver: subprocess.Pope
     raise AssertionError(f"the driver has ended with {driver.returncode} before it could be killed")
 
 
+@pytest.mark.long
 def test_r09_a_lost_run_goes_on_with_another_number_of_workers(
     tmp_path: Path, ray_session: RaySession
 ) -> None:
