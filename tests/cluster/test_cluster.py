@@ -6,7 +6,9 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 import yaml
@@ -207,8 +209,12 @@ def test_a_stopped_job_leaves_a_checkpoint_to_go_on_from(
     long = options("training.epochs=1000000", f"storage={shared}")
     with head.submitting("train", long, within=checkout) as (job_id, log):
         # Asked for, since the line may be printed before the client follows the log.
-        while "Epoch [1/1000000]" not in head.ask(f"jobs/{job_id}/logs")["logs"]:
+        said = ""
+        while "Epoch [1/1000000]" not in said:
             time.sleep(0.5)
+            # There is no such job before the client has submitted it.
+            with suppress(HTTPError):
+                said = head.ask(f"jobs/{job_id}/logs")["logs"]
         # What `ray job stop` asks for. The log ends when the job does.
         head.ask(f"jobs/{job_id}/stop", method="POST")
         log.read()
