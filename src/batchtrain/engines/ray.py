@@ -7,6 +7,7 @@ reads no file of ours, types no column, and where it cuts its own blocks cannot 
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -52,6 +53,11 @@ PARCEL_BYTES = 8 << 20
 
 RETRIES = 5
 """How often a task whose worker or node was lost is done again; Ray Data would try forever."""
+
+SETTLE_SECONDS = 0.5
+"""How long a pass that is left early goes on before its tasks are cancelled. Ray aborts the whole
+process ("Tried to complete task that was not pending") where it cancels a task while the task's
+end is being entered, as after the task whose error ends the pass; short tasks are over by then."""
 
 Item = TypeVar("Item")
 Work = Callable[[pa.Table], Iterator[pa.Table]]
@@ -158,6 +164,9 @@ class RayEngine:
 
         try:
             yield from self._batches(ray.data.from_arrow(list(inputs)), work)
+        except GeneratorExit:
+            time.sleep(SETTLE_SECONDS)
+            raise
         except (ray.exceptions.RayError, ray.data.exceptions.SystemException) as error:
             raise ClusterError(
                 f"expected the cluster to do a task, found {_told(error)}. Look at its nodes, "
