@@ -7,9 +7,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 INSTALLED := .venv/.installed
 
-# Tests that start no processes of their own share the cores; the others need them all.
-LIGHT_TESTS := tests/unit tests/docs tests/conformance tests/integration
-HEAVY_TESTS := tests/fault tests/ray tests/cluster
+# Those that start a Ray have the machine to themselves: there is one Ray at a time.
+SHARED_TESTS := tests/unit tests/docs tests/conformance tests/integration tests/fault
+RAY_TESTS := tests/ray tests/cluster
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-fault test-unit check format constraints bench schema clean
@@ -32,8 +32,8 @@ run: install  ## train drug200 end to end (another spec: make run SPEC=my.yaml)
 	$(BIN)/batchtrain run $(SPEC)
 
 test: install  ## all tests
-	$(BIN)/python -m pytest $(LIGHT_TESTS) -n 2
-	$(BIN)/python -m pytest $(HEAVY_TESTS)
+	$(BIN)/python -m pytest $(SHARED_TESTS) -n 2
+	$(BIN)/python -m pytest $(RAY_TESTS)
 
 test-fault: install  ## kill, cut and race everything, hundreds of times (about an hour)
 	$(BIN)/python -m pytest tests/fault tests/ray tests/cluster -m 'fault or long'
