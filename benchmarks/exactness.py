@@ -178,7 +178,7 @@ def _randperm(num_rows: int) -> Contender:
 def _dropout_not_seeded() -> AbstractContextManager[object]:
     def nothing(_seed: int, _device: torch.device) -> None: ...
 
-    return mock.patch.object(gradients, "_seed_dropout", nothing)
+    return mock.patch.object(gradients, "seed_dropout", nothing)
 
 
 def _show_pieces(training: OurTraining, plan: TrainingPlan, epoch_cpu_s: float) -> None:
@@ -196,7 +196,7 @@ def _pieces_us(training: OurTraining, plan: TrainingPlan) -> dict[str, float]:
     """What each piece takes of a step, in CPU microseconds, while the loop runs for an epoch."""
     watched: dict[str, tuple[object, str]] = {
         "the order of rows": (rows, "rank_rows"),
-        "seeding dropout": (gradients, "_seed_dropout"),
+        "seeding dropout": (gradients, "seed_dropout"),
         "the keeper": (training.keeper, "goes_on"),
         "losses for the history": (StepLosses, "add"),
     }

@@ -16,7 +16,8 @@ from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.models.build import build_model
 from batchtrain.models.inputs import ModelInputs
 from batchtrain.models.losses import Loss, make_loss
-from batchtrain.models.optim import build_optimizer, build_schedule
+from batchtrain.models.optimizers import build_optimizer
+from batchtrain.models.schedules import build_schedule
 from batchtrain.preparation.shards import SHARD_ROWS
 from batchtrain.row_order import WINDOW_ROWS, RowOrder
 from batchtrain.spec.model import MlpModel

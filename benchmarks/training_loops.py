@@ -18,9 +18,11 @@ from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.models.build import build_model
 from batchtrain.models.inputs import ModelInputs
 from batchtrain.models.losses import make_loss
-from batchtrain.models.optim import build_optimizer, build_schedule
+from batchtrain.models.optimizers import build_optimizer
+from batchtrain.models.schedules import build_schedule
 from batchtrain.spec.model import MlpModel
-from batchtrain.spec.training import Adam, CheckpointSpec
+from batchtrain.spec.optimizers import Adam
+from batchtrain.spec.training import CheckpointSpec
 from batchtrain.training.keeping import StateKeeper
 from batchtrain.training.loop import train_until_done
 from batchtrain.training.plan import TrainingPlan

@@ -20,7 +20,9 @@ from batchtrain.engines.job_storage import check_job_storage
 from batchtrain.engines.session import RaySession
 from batchtrain.evaluation.stage import evaluate
 from batchtrain.export.stage import export
+from batchtrain.models.assets import read_assets
 from batchtrain.models.custom import check_allowed, code_hash
+from batchtrain.preparation.own_rows import check_own_rows
 from batchtrain.preparation.stage import open_input, prepare, refuse_storage_in_input
 from batchtrain.progress import Progress
 from batchtrain.reporting.content import StageRow
@@ -30,12 +32,21 @@ from batchtrain.spec.model import CustomModel
 from batchtrain.storage import Storage, open_storage, retried_calls
 from batchtrain.surroundings import ChosenLauncher, chosen_engine, ray_session
 from batchtrain.training.launcher import Launcher
+from batchtrain.training.mlflow_log import check_mlflow
+from batchtrain.training.outcome import record_outcome
 from batchtrain.training.stage import run_layout, train
 
 __all__ = ["STAGES", "RunResult", "StageName", "StageRecord", "run_spec"]
 
 StageName = Literal["prepare", "train", "evaluate", "export"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "export")
+
+ENDINGS = {
+    "early_stopping": ", stopped early",
+    "max_steps": ", at max_steps",
+    "max_time": ", at max_time",
+}
+"""What is said of a training that did not reach its last epoch."""
 
 Made = TypeVar("Made")
 
@@ -112,7 +123,8 @@ def run_spec(
     Raises:
         BatchtrainError: See `errors`; whatever was published before stays.
     """
-    _check_custom_model(loaded, allow_code)
+    _check_custom_code(loaded, allow_code)
+    check_mlflow(loaded)
     if storage is None:
         check_job_storage(loaded)
     storage = storage or open_storage(loaded.spec.storage, loaded.path.parent)
@@ -142,7 +154,9 @@ def _run_stages(
     engine = chosen_engine(loaded, open_input(loaded), session, watch.progress)
     result.prepared = prepared = watch.stage(
         "prepare",
-        lambda: prepare(loaded, storage, watch.progress, engine=engine),
+        lambda: prepare(
+            loaded, storage, watch.progress, engine=engine, allow_code=how["allow_code"]
+        ),
         _prepared_rows,
     )
     if last == "prepare":
@@ -174,6 +188,7 @@ def _run_stages(
         lambda made: (_scored_rows(prepared), _measured(made)),
     )
     result.report_page = _show_report(report, layout)
+    record_outcome(loaded, prepared, layout, trained, report, watch.progress)
     if last == "evaluate":
         return
     result.bundle = watch.stage(
@@ -191,11 +206,13 @@ class _How(TypedDict):
     take_over: bool
 
 
-def _check_custom_model(loaded: LoadedSpec, allow_code: Sequence[str]) -> None:
-    """Find a class that may not run, or is not there, before any work."""
+def _check_custom_code(loaded: LoadedSpec, allow_code: Sequence[str]) -> None:
+    """Find a class that may not run, or what is not there, before any work."""
+    check_own_rows(loaded, allow_code)
     if isinstance(loaded.spec.model, CustomModel):
         check_allowed(loaded.spec.model.target, allow_code)
         code_hash(loaded.spec.model.target, search=loaded.path.parent)
+        read_assets(loaded)
 
 
 class _Watch:
@@ -232,7 +249,7 @@ def _prepared_rows(prepared: PreparedData) -> tuple[int, str]:
 
 def _trained_detail(trained: TrainedModel) -> str:
     content = trained.content
-    stopped = ", stopped early" if content["stopped_early"] else ""
+    stopped = ENDINGS.get(content["ended_by"], "")
     return f"{content['epochs']} epochs{stopped}, best {content['best_epoch']}"
 
 

@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from batchtrain.artifacts.artifact import Artifact
 from batchtrain.errors import ArtifactError
 from batchtrain.models.arithmetic import plain_arithmetic
+from batchtrain.models.assets import assets_of
 from batchtrain.models.build import build_model
 from batchtrain.models.inputs import ModelInputs
 from batchtrain.models.losses import activate
+from batchtrain.models.target_scale import TargetScale
 from batchtrain.preprocessing import Features, FittedPreprocessor, FittedTarget, transform
 from batchtrain.spec.model import ModelSpec
 from batchtrain.spec.training import LossName
@@ -40,9 +42,11 @@ __all__ = [
     "prediction_table",
 ]
 
-SCORE_ROWS = 2048
+SCORE_ROWS = 2304
 """Rows are scored in blocks of exactly this many, the last one filled up with zeros: the last
-bits of a matrix product depend on its shape."""
+bits of a matrix product depend on its shape. A multiple of 48: MKL's AVX2 kernels take six rows at
+a time, and what is left at the end goes through others (with 2048 rows the last two had other
+bits)."""
 
 LANE = 16
 """float32 values of one 64-byte vector. For products that are narrower, or whose rows do not begin
@@ -85,10 +89,30 @@ class Scorer:
     A row's outputs depend on that row alone, not on its neighbours or its place.
     """
 
-    def __init__(self, preprocessor: FittedPreprocessor, model: nn.Module, loss: LossName) -> None:
+    def __init__(
+        self,
+        preprocessor: FittedPreprocessor,
+        model: nn.Module,
+        loss: LossName,
+        target_scale: TargetScale | None = None,
+    ) -> None:
+        """Take over a model.
+
+        Args:
+            preprocessor: What turns raw rows into the model's inputs.
+            model: With its weights.
+            loss: What it was trained by, which says what its outputs mean.
+            target_scale: In what scale it learned its target; None for the target's own units.
+        """
         self.preprocessor = preprocessor
         self._model = place_free(model.to("cpu").eval())
         self._loss = loss
+        self._target_scale = target_scale
+
+    @property
+    def unit(self) -> float:
+        """What an output is large or small against: the target's deviation where it is scaled."""
+        return 1.0 if self._target_scale is None else self._target_scale.deviation
 
     @classmethod
     def of(
@@ -102,7 +126,7 @@ class Scorer:
         """Build the scorer of a trained model or a bundle.
 
         Args:
-            artifact: Its content names the model's shape, widths and loss.
+            artifact: Its content names the model's shape, widths, loss and target scale.
             weights: The name of its safetensors file.
             preprocessor: What turns raw rows into the model's inputs.
             code: The operator's word on custom code; an artifact never names any.
@@ -124,6 +148,7 @@ class Scorer:
             seed=0,
             allow_code=code.allow,
             search=code.search,
+            assets=assets_of(artifact),
         )
         try:
             model.load_state_dict(safetensors.torch.load(artifact.read(weights)))
@@ -132,7 +157,8 @@ class Scorer:
                 f"expected the weights of {content['model']} in {artifact.url}, found others "
                 f"({error}). The artifact is damaged; make it anew"
             ) from error
-        return cls(preprocessor, model, cast("LossName", content["loss"]))
+        scale = TargetScale.from_json(content["target_scale"], where=artifact.url)
+        return cls(preprocessor, model, cast("LossName", content["loss"]), scale)
 
     def score(self, table: pa.Table, *, first_row: int = 0) -> Scored:
         """Score raw rows.
@@ -150,7 +176,7 @@ class Scorer:
     def score_features(
         self, numeric: npt.NDArray[np.float32], codes: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
-        """Score rows that are transformed already; float32 `[n, K]`."""
+        """Score rows that are transformed already; float32 `[n, K]`, values in their own units."""
         parts = []
         # How rows are dealt to threads would show in the last bits.
         with plain_arithmetic(threads=1), torch.inference_mode():
@@ -162,7 +188,8 @@ class Scorer:
                 codes_BC[: stop - start] = torch.from_numpy(np.array(codes[start:stop]))
                 outputs_BK = activate(self._model(numeric_BF, codes_BC), self._loss)
                 parts.append(outputs_BK[: stop - start].numpy())
-        return np.concatenate(parts)
+        outputs = np.concatenate(parts)
+        return outputs if self._target_scale is None else self._target_scale.restored(outputs)
 
 
 class _PlaceFreeLinear(nn.Linear):
@@ -219,10 +246,16 @@ def prediction_table(
     return pa.table(columns)
 
 
-def largest_difference(found: pa.Table, expected: pa.Table) -> float:
-    """How far two prediction tables are apart, relative to 1 or to the value; 0 if they are equal.
+def largest_difference(found: pa.Table, expected: pa.Table, *, unit: float = 1.0) -> float:
+    """How far two prediction tables are apart, relative to a unit or to the value if it is larger.
 
     Tables of other columns or rows, and other rows without a prediction, are infinitely far apart.
+
+    Args:
+        found: One table; 0 comes back if it equals the other.
+        expected: The other.
+        unit: See `Scorer.unit`: of a target in millions a value near 0 has no more digits than
+            any other.
     """
     if found.column_names != expected.column_names or found.num_rows != expected.num_rows:
         return float("inf")
@@ -236,7 +269,7 @@ def largest_difference(found: pa.Table, expected: pa.Table) -> float:
             return float("inf")
         here, there = here[~np.isnan(here)], there[~np.isnan(there)]
         if len(here):
-            relative = np.abs(here - there) / np.maximum(1.0, np.abs(there))
+            relative = np.abs(here - there) / np.maximum(unit, np.abs(there))
             largest = max(largest, float(relative.max()))
     return largest
 

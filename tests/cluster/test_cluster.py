@@ -42,7 +42,7 @@ BUILT = [
 NOTES = (
     r"engine ray, since .*|\d workers?[,:] .*|          [\d,]+ \w+( \w+)* (scored|fitted|trained).*"
     # What a machine that other work slows down may say.
-    r"|waiting for .*"
+    r"|waiting for .*|          Epoch \[\d/\d\], step .*"
 )
 
 

@@ -98,7 +98,8 @@ def test_d01_each_batch_has_the_rows_of_the_order_whatever_the_workers(
     assert found == batches
 
 
-@pytest.mark.parametrize("rows", ["resident", pytest.param("streaming", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("rows", ["resident", "streaming"])
 def test_shards_that_ray_hands_out_train_the_bytes_of_shards_read_directly(
     rows: str, tmp_path: Path, ray_session: RaySession
 ) -> None:

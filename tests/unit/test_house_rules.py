@@ -64,7 +64,7 @@ def dangerous_code(tree: ast.Module) -> Iterator[tuple[int, str]]:
             for module in _imported_modules(node):
                 if module.split(".")[0] in BANNED_MODULES:
                     yield node.lineno, f"imports {module}"
-        elif isinstance(node, ast.Attribute | ast.Name):
+        elif isinstance(node, ast.Attribute | ast.Name) and isinstance(node.ctx, ast.Load):
             name = _dotted(node, aliases).removeprefix("builtins.")
             if name in BANNED_NAMES:
                 yield node.lineno, f"uses {name}"

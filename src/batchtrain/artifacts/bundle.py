@@ -16,7 +16,7 @@ from batchtrain.storage import locate
 
 __all__ = ["MODEL_BUNDLE", "ModelBundle"]
 
-MODEL_BUNDLE = ArtifactKind("model_bundle", 1)
+MODEL_BUNDLE = ArtifactKind("model_bundle", 2)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ModelBundle:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The manifest's content: name, task, columns, model, inputs, loss, metrics."""
+        """The manifest's content: name, task, columns, model, inputs, loss, scale, metrics."""
         return dict(self.artifact.manifest.content)
 
     @property

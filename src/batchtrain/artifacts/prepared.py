@@ -17,9 +17,9 @@ from batchtrain.spec.task import Task
 
 __all__ = ["PREPARED_DATA", "PreparedData", "SplitRows", "near_equal_bounds"]
 
-PREPARED_DATA = ArtifactKind("prepared_data", 2)
+PREPARED_DATA = ArtifactKind("prepared_data", 3)
 
-NUMERIC, CODES, TARGET, ROW_ID = "numeric", "codes", "target", "row_id"
+NUMERIC, CODES, TARGET, ROW_ID, WEIGHT = "numeric", "codes", "target", "row_id", "weight"
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,14 @@ class SplitRows:
         codes: int64 `[N, C]`.
         target: int64 class codes `[N]`, or float64 values `[N]`.
         row_id: int64 `[N]`, the number of the row in the input.
+        weight: float32 `[N]`, what each row weighs in the loss; None where all weigh 1.
     """
 
     numeric: npt.NDArray[np.float32]
     codes: npt.NDArray[np.int64]
     target: npt.NDArray[np.int64] | npt.NDArray[np.float64]
     row_id: npt.NDArray[np.int64]
+    weight: npt.NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         """The number of rows, N."""
@@ -44,16 +46,24 @@ class SplitRows:
 
     def __getitem__(self, rows: slice | npt.NDArray[Any]) -> SplitRows:
         """Some of the rows."""
-        return SplitRows(self.numeric[rows], self.codes[rows], self.target[rows], self.row_id[rows])
+        return SplitRows(
+            self.numeric[rows],
+            self.codes[rows],
+            self.target[rows],
+            self.row_id[rows],
+            None if self.weight is None else self.weight[rows],
+        )
 
     @staticmethod
     def concatenate(parts: Sequence[SplitRows]) -> SplitRows:
         """Several parts as one; at least one is needed, for the widths."""
+        weights = [part.weight for part in parts if part.weight is not None]
         return SplitRows(
             np.concatenate([part.numeric for part in parts]),
             np.concatenate([part.codes for part in parts]),
             np.concatenate([part.target for part in parts]),
             np.concatenate([part.row_id for part in parts]),
+            np.concatenate(weights) if weights else None,
         )
 
     def to_bytes(self) -> bytes:
@@ -65,6 +75,8 @@ class SplitRows:
             columns[CODES] = _packed(self.codes)
         columns[TARGET] = pa.array(self.target)
         columns[ROW_ID] = pa.array(self.row_id)
+        if self.weight is not None:
+            columns[WEIGHT] = pa.array(self.weight)
         return parquet_bytes(pa.table(columns))
 
     @classmethod
@@ -76,6 +88,7 @@ class SplitRows:
             codes=_unpacked(table, CODES, np.dtype(np.int64)),
             target=table[TARGET].to_numpy(),
             row_id=table[ROW_ID].to_numpy(),
+            weight=table[WEIGHT].to_numpy() if WEIGHT in table.column_names else None,
         )
 
 
@@ -99,6 +112,31 @@ class PreparedData:
     def num_classes(self) -> int:
         """How many classes there are; 0 for regression."""
         return int(self.content["num_classes"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, by class code; none for regression."""
+        return tuple(self.content["classes"])
+
+    @property
+    def class_rows(self) -> tuple[int, ...]:
+        """How many training rows each class has, by class code; none for regression."""
+        return tuple(self.content["class_rows"])
+
+    @property
+    def target_statistics(self) -> tuple[float, float] | None:
+        """Mean and deviation of the training rows' targets; None for classification.
+
+        The deviation is the population's, and 1 where all targets are equal. Every row counts
+        once, whatever it weighs.
+        """
+        found = self.content["target_statistics"]
+        return None if found is None else (float(found["mean"]), float(found["deviation"]))
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the rows have weights, which the losses count them by."""
+        return self.content["weight"] is not None
 
     @property
     def num_numeric(self) -> int:
@@ -154,7 +192,7 @@ class PreparedData:
 
         Raises:
             ArtifactDamagedError: If there are more or fewer than planned, if they have another
-                width, or if their row numbers do not ascend.
+                width, or weights where none are, or if their row numbers do not ascend.
         """
         start, end = self.shard_bounds(split)[number : number + 2]
         widths = (rows.numeric.shape[1], rows.codes.shape[1])
@@ -167,6 +205,9 @@ class PreparedData:
                 f"expected {expected[0]} numeric and {expected[1]} categorical columns in {{}}, "
                 f"found {widths[0]} and {widths[1]}"
             )
+        elif (rows.weight is not None) != self.has_weights:
+            wanted, found = ("", "no ") if self.has_weights else ("no ", "")
+            problem = f"expected {wanted}weights of the rows in {{}}, found {found}weights"
         elif not (np.diff(rows.row_id) > 0).all():
             place = int(np.argmin(np.diff(rows.row_id) > 0)) + 1
             problem = (

@@ -8,10 +8,20 @@ from typing import Any
 
 from batchtrain.artifacts.artifact import Artifact, ArtifactKind
 
-__all__ = ["CHECKPOINT", "TRAINED_MODEL", "TrainedModel"]
+__all__ = ["CHECKPOINT", "TRAINED_MODEL", "TrainedModel", "best_file"]
 
-TRAINED_MODEL = ArtifactKind("trained_model", 2)
-CHECKPOINT = ArtifactKind("checkpoint", 2)
+TRAINED_MODEL = ArtifactKind("trained_model", 3)
+CHECKPOINT = ArtifactKind("checkpoint", 3)
+
+
+def best_file(place: int) -> str:
+    """The file with the weights of one of the best epochs; the best of them is in place 0.
+
+    Example:
+        >>> best_file(0), best_file(1)
+        ('best.safetensors', 'best-2.safetensors')
+    """
+    return "best.safetensors" if place == 0 else f"best-{place + 1}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -22,12 +32,12 @@ class TrainedModel:
 
     @property
     def content(self) -> dict[str, Any]:
-        """The manifest's content: model, inputs, loss, best epoch, epochs, steps."""
+        """The manifest's content: model, inputs, loss, target scale, best epoch, epochs, steps."""
         return dict(self.artifact.manifest.content)
 
     def best_weights(self) -> bytes:
         """The weights after the best epoch, as safetensors."""
-        return self.artifact.read("best.safetensors")
+        return self.artifact.read(best_file(0))
 
     def history(self) -> list[dict[str, Any]]:
         """One record an epoch; epoch 0 is the untrained model."""

@@ -33,7 +33,7 @@ Overrides = Annotated[
 ]
 AllowCode = Annotated[
     list[str] | None,
-    typer.Option(metavar="PACKAGE", help="A package whose code a custom model may run."),
+    typer.Option(metavar="PACKAGE", help="A package of yours whose code may run."),
 ]
 TakeOver = Annotated[
     bool,
@@ -88,6 +88,7 @@ def init(
 def check(
     spec: SpecFile,
     overrides: Overrides = None,
+    allow_code: AllowCode = None,
     resolved: Annotated[
         bool, typer.Option("--resolved", help="Print every value in force.")
     ] = False,
@@ -95,10 +96,13 @@ def check(
 ) -> None:
     """Find everything that is wrong with a spec, then hold it against the data."""
     with command_outcome(as_json=as_json):
-        from batchtrain.preparation.stage import open_input, survey_input
+        from batchtrain.models.assets import read_assets
+        from batchtrain.preparation.stage import opened_input, survey_input
 
         loaded = load_spec(spec, overrides or [])
-        found = survey_input(loaded, open_input(loaded))
+        read_assets(loaded)
+        with opened_input(loaded, allow_code or ()) as source:
+            found = survey_input(loaded, source)
         rows = {split: found.rows(split) for split in ("train", "valid", "test")}
         if resolved or as_json:
             from batchtrain.cli.resolve import resolve
@@ -134,11 +138,12 @@ def run(
 def prepare(
     spec: SpecFile,
     overrides: Overrides = None,
+    allow_code: AllowCode = None,
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
     """Prepare the rows of a spec."""
-    _run(spec, overrides, address=address, as_json=as_json, last="prepare")
+    _run(spec, overrides, allow_code, address=address, as_json=as_json, last="prepare")
 
 
 @app.command()

@@ -116,6 +116,12 @@ def _relative(data: str, spec: Path) -> str:
     """The source as seen from the spec's folder; an absolute one elsewhere stays absolute."""
     if data.startswith("sample:"):
         return data
+    if data.startswith("hf:"):
+        text = data.removeprefix("hf:")
+        if not text.startswith(("./", "../", "/")):
+            return data
+        inner = _relative(text, spec)
+        return f"hf:{inner if inner.startswith(('../', '/')) else './' + inner}"
     where, folder = Path.cwd() / data, spec.absolute().parent
     if where.is_relative_to(folder):
         return str(where.relative_to(folder))

@@ -15,8 +15,10 @@ from batchtrain.evaluation.scores import SplitScores, has_one_number, shown_spli
 from batchtrain.metrics.require import Failure, primary_metric
 from batchtrain.preprocessing import FittedColumn, FittedPreprocessor
 from batchtrain.reporting import content as page
+from batchtrain.reporting.training_notes import training_notes
 from batchtrain.spec.data import SPLITS
 from batchtrain.spec.run import RunSpec
+from batchtrain.spec.task import class_weights_in_force
 from batchtrain.version import __version__
 
 __all__ = ["ReportSources", "report_content"]
@@ -29,6 +31,9 @@ KNOWN_TRUTH: Mapping[str, Mapping[str, float]] = {
 
 SMALL_MODEL = 16
 """The learned numbers of a model are shown where there are at most this many."""
+
+SHOWN_CLASSES = 12
+"""So many classes are named in a sentence."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ def report_content(
         columns=tuple(_columns(sources, profile)),
         stages=tuple(stages),
         history=tuple(_epoch(record) for record in sources.trained.history()),
+        loss_notes=_loss_notes(sources),
         best_epoch=sources.trained.content["best_epoch"],
         metrics={split: found.metrics for split, found in sources.scores.items()},
         metric_notes={split: found.notes for split, found in sources.scores.items()},
@@ -90,7 +96,11 @@ def report_content(
             **{key: str(value) for key, value in sources.trained.machine().items()},
             "input files": ", ".join(profile["files"][:5]) or spec.data.source,
         },
-        warnings=(*profile["warnings"], *_inexact(sources.trained)),
+        warnings=(
+            *profile["warnings"],
+            *_inexact(sources.trained),
+            *training_notes(sources.trained.content),
+        ),
     )
 
 
@@ -127,6 +137,8 @@ def _columns(sources: ReportSources, profile: Mapping[str, Any]) -> Iterable[pag
     for name, missing in profile["missing"].items():
         if name == target.name:
             yield page.ColumnRow(name, target.task, "target", missing, categories=target.classes)
+        elif name == sources.prepared.content["weight"]:
+            yield page.ColumnRow(name, "numeric", "weight", missing)
         elif name in fitted:
             column = fitted[name]
             low, high = profile["ranges"].get(name, (None, None))
@@ -161,7 +173,7 @@ def _note(column: FittedColumn) -> str:
 
 
 def _epoch(record: Mapping[str, Any]) -> page.EpochRow:
-    known = {"epoch", "step", "lr", "train_loss", "valid_loss", "test_loss"}
+    known = {"epoch", "step", "lr", "train_loss", "valid_loss", "test_loss", "left_out_steps"}
     return page.EpochRow(
         epoch=record["epoch"],
         train_loss=record["train_loss"],
@@ -170,6 +182,35 @@ def _epoch(record: Mapping[str, Any]) -> page.EpochRow:
         lr=record["lr"],
         monitored={key: value for key, value in record.items() if key not in known},
     )
+
+
+def _loss_notes(sources: ReportSources) -> tuple[str, ...]:
+    """What the losses count and in which units, where metrics do otherwise."""
+    training, prepared = sources.spec.training, sources.prepared
+    column = prepared.content["weight"]
+    weights = class_weights_in_force(training, prepared.classes, prepared.class_rows)
+    scale = sources.trained.content["target_scale"]
+    notes = []
+    if scale is not None:
+        notes.append(
+            f"Losses are those of the scaled target, (target - {scale['mean']:.6g}) / "
+            f"{scale['deviation']:.6g}, by the mean and the deviation of the training rows; "
+            "predictions and metrics are in the target's own units."
+        )
+    if training.label_smoothing:
+        notes.append(f"All losses are of labels smoothed by {training.label_smoothing:g}.")
+    if weights is not None:
+        named = [
+            f"{name} {weight:.4g}" for name, weight in zip(prepared.classes, weights, strict=True)
+        ]
+        rest = len(named) - SHOWN_CLASSES
+        listed = ", ".join(named[:SHOWN_CLASSES]) + (f" and {rest} more" if rest > 0 else "")
+        notes.append(f"Losses weigh each row by its class: {listed}.")
+    if column is not None:
+        notes.append(f"Losses weigh each row by the column {column!r}.")
+    if weights is not None or column is not None:
+        notes.append("Metrics count every row once.")
+    return tuple(notes)
 
 
 def _requirements(
@@ -238,7 +279,9 @@ def _truth(sources: ReportSources) -> tuple[page.TruthRow, ...]:
     if truth is None or sources.spec.model.kind != "linear" or len(columns) != 1:
         return ()
     weights = safetensors.torch.load(sources.trained.best_weights())
-    slope = float(weights["linear.weight"]) / columns[0].divisor
-    intercept = float(weights["linear.bias"]) - slope * columns[0].offset
+    scale = sources.trained.content["target_scale"] or {"mean": 0.0, "deviation": 1.0}
+    slope = float(weights["linear.weight"]) * scale["deviation"] / columns[0].divisor
+    bias = float(weights["linear.bias"]) * scale["deviation"] + scale["mean"]
+    intercept = bias - slope * columns[0].offset
     learned = {"weight": slope, "bias": intercept}
     return tuple(page.TruthRow(name, value, learned.get(name)) for name, value in truth.items())

@@ -44,6 +44,9 @@ def evaluate_model(
 ) -> Mapping[str, Any]:
     """Score every row of every split once, measure, and write the report.
 
+    Metrics are in the target's own units and count every row once, whatever it weighs in the
+    losses.
+
     Args:
         loaded: The spec.
         prepared: The rows.

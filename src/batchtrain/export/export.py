@@ -16,6 +16,7 @@ from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.report import EvaluationReport
 from batchtrain.artifacts.trained import TrainedModel
 from batchtrain.errors import VerificationError
+from batchtrain.models.assets import add_assets, assets_of
 from batchtrain.preprocessing import FittedPreprocessor
 from batchtrain.scoring import CustomCode, Scorer, largest_difference, prediction_table
 from batchtrain.spec.load import LoadedSpec
@@ -24,7 +25,8 @@ from batchtrain.spec.model import CustomModel
 __all__ = ["TOLERANCE", "build_bundle"]
 
 TOLERANCE = 1e-5
-"""What the last bits of a float32 product may make of an output, relative to 1 or to the value."""
+"""What the last bits of a float32 product may make of an output, relative to the value, or to 1
+(the deviation of a scaled target) where that is larger."""
 
 
 def build_bundle(
@@ -59,6 +61,7 @@ def build_bundle(
         "model": trained.content["model"],
         "inputs": trained.content["inputs"],
         "loss": trained.content["loss"],
+        "target_scale": trained.content["target_scale"],
         "metrics": report.metrics,
     }
     rows, row_id = prepared.golden_rows()
@@ -66,6 +69,7 @@ def build_bundle(
     code = CustomCode(target, allow_code, loaded.path.parent)
 
     draft.add("model.safetensors", trained.best_weights())
+    add_assets(draft, assets_of(trained.artifact))
     draft.add_json("preprocess.json", state)
     draft.add("spec.yaml", report.artifact.read("spec.yaml"))
     draft.add_json("metrics.json", report.metrics_document())
@@ -76,7 +80,7 @@ def build_bundle(
     staged = _staged(trained, draft, content)
     scorer = Scorer.of(staged, weights="model.safetensors", preprocessor=fitted, code=code)
     predicted = prediction_table(fitted.target, row_id, scorer.score(rows).outputs)
-    difference = largest_difference(predicted, _evaluated(report, row_id))
+    difference = largest_difference(predicted, _evaluated(report, row_id), unit=scorer.unit)
     if not difference <= TOLERANCE:
         raise VerificationError(
             f"the bundle {staged.url}: expected, for raw rows, the outputs of evaluation; found "

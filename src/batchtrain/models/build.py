@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,15 @@ from torch import nn
 
 from batchtrain.errors import Problem, SpecError, TrainingError
 from batchtrain.models.arithmetic import plain_arithmetic
+from batchtrain.models.cnn import CnnNet
 from batchtrain.models.custom import load_custom
 from batchtrain.models.inputs import ModelInputs
 from batchtrain.models.linear import LinearNet
+from batchtrain.models.losses import Loss
 from batchtrain.models.mlp import MlpNet
-from batchtrain.spec.model import CustomModel, MlpModel, ModelSpec
+from batchtrain.models.protocol import check_steps
+from batchtrain.models.resnet import ResidualNet
+from batchtrain.spec.model import CnnModel, CustomModel, MlpModel, ModelSpec, ResNetModel
 
 __all__ = ["build_model", "describe_model"]
 
@@ -35,6 +39,8 @@ def build_model(
     seed: int,
     allow_code: Sequence[str] = (),
     search: Path | None = None,
+    assets: Mapping[str, bytes] | None = None,
+    loss: Loss | None = None,
 ) -> nn.Module:
     """Build the model on the CPU, in training mode.
 
@@ -48,20 +54,27 @@ def build_model(
         seed: Of the initial weights.
         allow_code: The packages whose code may run, for `custom`.
         search: The spec file's folder, for `custom`.
+        assets: The files that a custom class needs, by name; see `assets`.
+        loss: What is to be minimised: the steps of a custom class are tried with it. Left out,
+            they are not tried, as where the model only predicts.
 
     Raises:
-        SpecError: If a custom class is refused, not found, or does not take the `params`.
+        SpecError: If a custom class is refused, not found, or does not take the `params`, or if
+            the numeric features are not the image that `cnn` is told of, or no layer of an `mlp`
+            can be the residual one that it asks for.
         TrainingError: If a custom class fails, gives outputs of another shape or type, or has state
             that is no tensor.
     """
     # A caller may have set another default type for the process.
     with plain_arithmetic(threads=1), torch.random.fork_rng(devices=[]):
         # Before the seed: a module that is imported for the first time may draw numbers.
-        construct = _constructor(spec, inputs, allow_code, search)
+        construct = _constructor(spec, inputs, allow_code, search, assets or {})
         # Not torch.manual_seed, which would also queue a seed for CUDA devices that start later.
         torch.default_generator.manual_seed(seed)
         model = construct()
         _check_outputs(model, inputs, spec)
+        if loss is not None:
+            check_steps(model, inputs, loss, _name_of(spec))
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise TrainingError(
             f"{_name_of(spec)}: expected at least one parameter to train, found none. Register "
@@ -93,27 +106,40 @@ def describe_model(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _constructor(
-    spec: ModelSpec, inputs: ModelInputs, allow_code: Sequence[str], search: Path | None
+    spec: ModelSpec,
+    inputs: ModelInputs,
+    allow_code: Sequence[str],
+    search: Path | None,
+    assets: Mapping[str, bytes],
 ) -> Callable[[], nn.Module]:
     """Do all that is not to depend on the seed; what is left builds the model."""
     if isinstance(spec, CustomModel):
         network = load_custom(spec.target, allow_code, search=search)
-        return partial(_build_custom, spec, network, inputs)
+        return partial(_build_custom, spec, network, inputs, assets)
     if isinstance(spec, MlpModel):
         return partial(MlpNet, spec, inputs)
+    if isinstance(spec, ResNetModel):
+        return partial(ResidualNet, spec, inputs)
+    if isinstance(spec, CnnModel):
+        return partial(CnnNet, spec, inputs)
     return partial(LinearNet, inputs)
 
 
-def _build_custom(spec: CustomModel, network: type, inputs: ModelInputs) -> nn.Module:
+def _build_custom(
+    spec: CustomModel, network: type, inputs: ModelInputs, assets: Mapping[str, bytes]
+) -> nn.Module:
     # The class may change its arguments; the spec must stay what it is.
-    params = copy.deepcopy(spec.params)
-    _check_signature(spec, network, inputs, params)
+    arguments = copy.deepcopy(spec.params)
+    if assets or spec.assets:
+        arguments["assets"] = dict(assets)
+    _check_signature(spec, network, inputs, arguments)
     try:
-        model = network(inputs, **params)
+        model = network(inputs, **arguments)
     except Exception as error:
         raise TrainingError(
             f"{_name_of(spec)}: expected {network.__name__}(inputs, **params) to build a model, "
-            f"found {type(error).__name__}: {error}. inputs was {inputs!r}, params {spec.params!r}."
+            f"found {type(error).__name__}: {error}. inputs was {inputs!r}, params {spec.params!r}"
+            f", assets {sorted(assets)}."
         ) from error
     if not isinstance(model, nn.Module):
         raise TrainingError(
@@ -123,12 +149,12 @@ def _build_custom(spec: CustomModel, network: type, inputs: ModelInputs) -> nn.M
 
 
 def _check_signature(
-    spec: CustomModel, network: type, inputs: ModelInputs, params: dict[str, Any]
+    spec: CustomModel, network: type, inputs: ModelInputs, arguments: dict[str, Any]
 ) -> None:
     """Tell parameters that the class does not take from errors inside of it."""
     signature = inspect.signature(network)
     try:
-        signature.bind(inputs, **params)
+        signature.bind(inputs, **arguments)
     except TypeError as error:
         problem = Problem(
             where="",
@@ -136,7 +162,7 @@ def _check_signature(
             message=f"{network.__name__}{signature} is called as {network.__name__}(inputs, "
             f"**params), found params {spec.params!r}: {error}",
             hint="The first argument is a batchtrain.models.inputs.ModelInputs, the others are "
-            "the keys of `params`.",
+            "the keys of `params`, and `assets` where the spec has some.",
         )
         raise SpecError([problem]) from error
 

@@ -1,52 +1,24 @@
-"""torch's optimizers with fused kernels, without what `torch.optim` wraps around them.
-
-A step of `torch.optim` passes profiler ranges, hooks and guards for `torch.compile`. Around a
-small model they take three times as long as the kernel, and the first guard imports the
-compiler, which takes longer than many a run. Options, state and bits are those of torch; a test
-holds them against it.
-"""
+"""torch's SGD and Adam with fused kernels; see `lean.py` for what they leave out."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, Optimizer
+from torch.optim import SGD, Adam
 
+from batchtrain.models.lean import Lean, bare_step
 from batchtrain.points import passed
 
 __all__ = ["FusedAdam", "FusedSgd"]
 
-_load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
-_sgd_step = inspect.unwrap(SGD.step)
 
-
-def _drop_gradients(optimizer: Optimizer) -> None:
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.grad = None
-
-
-class FusedSgd(SGD):
+class FusedSgd(Lean, SGD):
     """SGD, with or without momentum."""
 
-    add_param_group = inspect.unwrap(Optimizer.add_param_group)
-    state_dict = inspect.unwrap(Optimizer.state_dict)
-    load_state_dict = _load_state_dict
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients."""
-        _drop_gradients(self)
-
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody passes one
-        """Take one step; a parameter without a gradient stays as it is."""
-        with torch.no_grad():
-            _sgd_step(self)
-
-    step.hooked = True  # type: ignore[attr-defined]  # without it torch adds a profiler range
+    take_step = bare_step(SGD)
 
 
 class _Moments(NamedTuple):
@@ -55,30 +27,30 @@ class _Moments(NamedTuple):
     Attributes:
         means: `exp_avg`.
         squares: `exp_avg_sq`.
+        largest: `max_exp_avg_sq` where the largest square counts, else nothing.
         steps: `step`, which are views of `counts`.
         counts: All step counts in one tensor, so that one operation raises them.
     """
 
     means: list[Tensor]
     squares: list[Tensor]
+    largest: list[Tensor]
     steps: list[Tensor]
     counts: Tensor
 
 
-class FusedAdam(Adam):
+class FusedAdam(Lean, Adam):
     """Adam, or AdamW where the weight decay is decoupled."""
-
-    add_param_group = inspect.unwrap(Optimizer.add_param_group)
-    state_dict = inspect.unwrap(Optimizer.state_dict)
 
     def __init__(
         self,
-        params: Iterable[nn.Parameter],
+        params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
         lr: float,
         betas: tuple[float, float],
         eps: float,
         weight_decay: float,
+        amsgrad: bool,
         decoupled_weight_decay: bool,
     ) -> None:
         """See `torch.optim.Adam`; all parameters are of one type and on one device."""
@@ -88,18 +60,15 @@ class FusedAdam(Adam):
             betas=betas,
             eps=eps,
             weight_decay=weight_decay,
+            amsgrad=amsgrad,
             decoupled_weight_decay=decoupled_weight_decay,
             fused=True,
         )
         self._moments: dict[int, _Moments] = {}
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop the gradients."""
-        _drop_gradients(self)
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `torch.optim.Optimizer.load_state_dict`."""
-        _load_state_dict(self, state_dict)
+        super().load_state_dict(state_dict)
         self._moments.clear()
 
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # nobody passes one
@@ -114,7 +83,8 @@ class FusedAdam(Adam):
         params = [parameter for parameter in group["params"] if parameter.grad is not None]
         if not params:
             return
-        moments = self._moments_of(number, params, whole=len(params) == len(group["params"]))
+        whole = len(params) == len(group["params"])
+        moments = self._moments_of(number, params, whole=whole, amsgrad=group["amsgrad"])
         moments.counts.add_(1.0)
         passed("optimizer.inside")
         beta1, beta2 = group["betas"]
@@ -124,18 +94,20 @@ class FusedAdam(Adam):
             [parameter.grad for parameter in params],
             moments.means,
             moments.squares,
-            [],
+            moments.largest,
             moments.steps,
             lr=group["lr"],
             beta1=beta1,
             beta2=beta2,
             weight_decay=group["weight_decay"],
             eps=group["eps"],
-            amsgrad=False,
+            amsgrad=group["amsgrad"],
             maximize=False,
         )
 
-    def _moments_of(self, number: int, params: list[nn.Parameter], *, whole: bool) -> _Moments:
+    def _moments_of(
+        self, number: int, params: list[nn.Parameter], *, whole: bool, amsgrad: bool
+    ) -> _Moments:
         """The state of a group's parameters; kept from step to step while all take part."""
         if whole and number in self._moments:
             return self._moments[number]
@@ -147,6 +119,8 @@ class FusedAdam(Adam):
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+                if amsgrad:
+                    self.state[parameter]["max_exp_avg_sq"] = torch.zeros_like(parameter)
         states = [self.state[parameter] for parameter in params]
         counts = torch.stack([state["step"] for state in states])
         for state, step in zip(states, counts.unbind(), strict=True):
@@ -154,6 +128,7 @@ class FusedAdam(Adam):
         moments = _Moments(
             means=[state["exp_avg"] for state in states],
             squares=[state["exp_avg_sq"] for state in states],
+            largest=[state["max_exp_avg_sq"] for state in states] if amsgrad else [],
             steps=[state["step"] for state in states],
             counts=counts,
         )

@@ -1,11 +1,17 @@
 """The losses: one number a batch for training, sums in float64 for evaluation.
 
-Shapes: B rows, K outputs.
+The loss of a row is what torch's loss of that name gives, with smoothed labels where that is asked
+for. A row weighs its sample weight times the weight of its class. The loss of some rows is the
+weighted sum over the sum of the weights, for training and validation alike.
+
+Shapes: B rows, K outputs, C classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -14,6 +20,7 @@ from torch import Tensor
 
 from batchtrain.errors import Problem, SpecError
 from batchtrain.models.inputs import Batch
+from batchtrain.models.target_scale import TargetScale
 from batchtrain.spec.task import LOSSES_OF_TASK, Task
 from batchtrain.spec.training import LossName
 
@@ -32,10 +39,40 @@ class Kernel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """One of the losses, callable on a batch; nothing in it waits for the device."""
+    """One of the losses, callable on a batch; nothing in it waits for the device.
+
+    Attributes:
+        name: Which.
+        kernel: The loss of each row, smoothed where that was asked for.
+        label_smoothing: The share of a label that is spread evenly over all classes.
+        class_weights: What a row of each class weighs, by class code; None where all weigh 1.
+        has_row_weights: Whether the data have a column of weights.
+        target_scale: What the targets were scaled by before this loss sees them; None where they
+            are as they were. Nothing here applies it; it is for who tells of values.
+    """
 
     name: LossName
     kernel: Kernel
+    label_smoothing: float = 0.0
+    class_weights: tuple[float, ...] | None = None
+    has_row_weights: bool = False
+    target_scale: TargetScale | None = None
+    weights_C: Tensor | None = field(default=None, repr=False, compare=False)
+    """`class_weights` as float32 [C], on the device of the batches."""
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether rows may weigh other than 1; the same on all ranks.
+
+        A row of weight 0, which stands in where a rank has none, is no reason for it.
+        """
+        return self.class_weights is not None or self.has_row_weights
+
+    def on(self, device: torch.device) -> Loss:
+        """This loss for batches on a device."""
+        if self.weights_C is None or self.weights_C.device == device:
+            return self
+        return replace(self, weights_C=self.weights_C.to(device))
 
     def __call__(
         self, outputs_BK: Tensor, batch: Batch, denominator: Tensor | float | None = None
@@ -49,14 +86,28 @@ class Loss:
         Args:
             outputs_BK: What the model gave for the rows of `batch`.
             batch: The rows.
-            denominator: Left out, the weight sum of this batch: the plain (weighted) mean.
+            denominator: Left out, the weight sum of this batch: the plain (weighted) mean. It is
+                0 where all weights are 0, as the gradient is.
         """
-        if batch.weight_B is None:
+        if batch.weight_B is None and self.weights_C is None:
             if denominator is None:
                 return self.kernel(outputs_BK, batch.target_B, "mean")
             return self.kernel(outputs_BK, batch.target_B, "sum") / denominator
-        weighted_sum = (self.per_row(outputs_BK, batch) * batch.weight_B).sum()
-        return weighted_sum / (batch.weight_B.sum() if denominator is None else denominator)
+        weight_B = self.weights(batch)
+        weighted_sum = (self.per_row(outputs_BK, batch) * weight_B).sum()
+        if denominator is None:
+            # 0 / 0 would be NaN; every weight is 0 or a normal number of float32.
+            denominator = weight_B.sum().clamp_min(torch.finfo(weight_B.dtype).tiny)
+        return weighted_sum / denominator
+
+    def weights(self, batch: Batch) -> Tensor:
+        """Give what each row weighs, float32 [B]: its own weight times that of its class."""
+        if self.weights_C is None:
+            if batch.weight_B is None:
+                return torch.ones(len(batch.target_B), device=batch.target_B.device)
+            return batch.weight_B
+        weight_B = self.weights_C.index_select(0, batch.target_B)
+        return weight_B if batch.weight_B is None else weight_B * batch.weight_B
 
     def per_row(self, outputs_BK: Tensor, batch: Batch) -> Tensor:
         """Give the loss of each row, without its weight: [B]."""
@@ -69,14 +120,51 @@ class Loss:
         the sum of many batches loses nothing to their number.
         """
         losses_B = self.per_row(outputs_BK, batch).to(torch.float64)
-        if batch.weight_B is not None:
-            losses_B = losses_B * batch.weight_B
+        if batch.weight_B is not None or self.weights_C is not None:
+            losses_B = losses_B * self.weights(batch)
         return losses_B.sum()
 
+    def weight_sum(self, batch: Batch) -> Tensor:
+        """Give what the rows weigh together, a float64 scalar; see `sum`."""
+        return self.weights(batch).to(torch.float64).sum()
 
-def make_loss(name: LossName) -> Loss:
-    """Give the loss of that name; `auto` is resolved before, by `resolve_loss`."""
-    return Loss(name, KERNELS[name])
+
+def make_loss(
+    name: LossName,
+    *,
+    label_smoothing: float = 0.0,
+    class_weights: Sequence[float] | None = None,
+    row_weights: bool = False,
+    target_scale: TargetScale | None = None,
+) -> Loss:
+    """Give the loss of that name; `auto` is resolved before, by `resolve_loss`.
+
+    The validation loss is computed by the same one, labels smoothed and rows weighted, as Keras
+    and torch users know it: so the two curves can be compared. A row of class `c` counts `w_c`
+    times whatever the smoothing, as Keras' `class_weight` has it; torch's own `weight=` would
+    weigh each class's share of a smoothed label by that class instead.
+
+    Args:
+        name: Which.
+        label_smoothing: The share of a label that is spread evenly over all classes (Szegedy et
+            al., 2016, "Rethinking the Inception Architecture"); for `bce` over its two classes.
+        class_weights: What a row of each class weighs, by class code.
+        row_weights: Whether the data have a column of weights, so that all ranks know it.
+        target_scale: What the targets are scaled by before.
+    """
+    kernel = KERNELS[name]
+    if label_smoothing:
+        kernel = partial(SMOOTHED_KERNELS[name], label_smoothing)
+    weights = None if class_weights is None else tuple(map(float, class_weights))
+    return Loss(
+        name,
+        kernel,
+        label_smoothing=label_smoothing,
+        class_weights=weights,
+        has_row_weights=row_weights,
+        target_scale=target_scale,
+        weights_C=None if weights is None else torch.tensor(weights, dtype=torch.float32),
+    )
 
 
 def resolve_loss(name: Literal["auto"] | LossName, task: Task) -> LossName:
@@ -166,6 +254,35 @@ def _huber(outputs_BK: Tensor, target_B: Tensor, reduction: Reduction) -> Tensor
     return F.huber_loss(values_B, target_B, reduction=reduction)
 
 
+def _smooth_cross_entropy(
+    smoothing: float, outputs_BK: Tensor, target_B: Tensor, reduction: Reduction
+) -> Tensor:
+    return F.cross_entropy(outputs_BK, target_B, reduction=reduction, label_smoothing=smoothing)
+
+
+def _smooth_bce(
+    smoothing: float, outputs_BK: Tensor, target_B: Tensor, reduction: Reduction
+) -> Tensor:
+    """What `cross_entropy` is for two classes: half of what is spread stays with the label."""
+    logits_B, target_B = _paired(outputs_BK, target_B)
+    smooth_B = target_B * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits_B, smooth_B, reduction=reduction)
+
+
+class SmoothedKernel(Protocol):
+    """A loss of torch with smoothed labels."""
+
+    def __call__(
+        self, smoothing: float, outputs_BK: Tensor, target_B: Tensor, reduction: Reduction
+    ) -> Tensor:
+        """See `Kernel`."""
+        ...
+
+
+SMOOTHED_KERNELS: dict[LossName, SmoothedKernel] = {
+    "cross_entropy": _smooth_cross_entropy,
+    "bce": _smooth_bce,
+}
 KERNELS: dict[LossName, Kernel] = {
     "cross_entropy": _cross_entropy,
     "bce": _bce,

@@ -1,97 +1,91 @@
 """The multi-layer perceptron with embeddings for the categories.
 
-Shapes: B rows, F numeric features, C categorical columns, D the width of an embedding, K outputs.
+Shapes: B rows, F numeric features, C categorical columns, K outputs.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
-from batchtrain.models.inputs import ModelInputs, code_offsets
-from batchtrain.spec.model import MlpModel
+from batchtrain.errors import Problem, SpecError
+from batchtrain.models.activations import new_activation
+from batchtrain.models.features import embedding_of, join_features, joined_width
+from batchtrain.models.inputs import ModelInputs
+from batchtrain.models.resnet import Residual
+from batchtrain.spec.model import InitName, MlpModel
 
-__all__ = ["MlpNet", "auto_embedding_dim"]
-
-MAX_AUTO_EMBEDDING_DIM = 50
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "leaky_relu": nn.LeakyReLU,
-    "elu": nn.ELU,
-}
-
-
-def auto_embedding_dim(cardinalities: Sequence[int]) -> int:
-    """Choose the shared width of the embeddings from the largest column.
-
-    The rule of thumb is fastai's, `1.6 * n ** 0.56` (`fastai.tabular.model.emb_sz_rule`), with a
-    lower cap, since all columns share the width of the largest.
-
-    Example:
-        >>> auto_embedding_dim([3, 4])
-        4
-    """
-    return min(MAX_AUTO_EMBEDDING_DIM, math.ceil(1.6 * math.pow(max(cardinalities), 0.56)))
+__all__ = ["MlpNet"]
 
 
 class MlpNet(nn.Module):
     """Embeddings beside the numeric features, then per hidden layer linear, activation, dropout.
 
-    All categorical columns share one table, so that a batch takes one lookup whatever C is. The
-    row of code 0 starts at zero in each column, so that a category that training never shows is
-    neutral.
-    """
+    Where the spec asks for it, a LayerNorm stands before each activation, and a hidden layer that
+    is as wide as its input adds that input to its output.
 
-    offsets_C: Tensor
+    Raises:
+        SpecError: If `residual` is asked for and no hidden layer is as wide as its input.
+    """
 
     def __init__(self, spec: MlpModel, inputs: ModelInputs) -> None:
         super().__init__()
-        self.has_numeric = inputs.num_numeric > 0
-        self.has_categories = bool(inputs.cardinalities)
-        width = inputs.num_numeric
-        if self.has_categories:
-            embedding_dim = _embedding_dim(spec.embedding_dim, inputs.cardinalities)
-            offsets_C = code_offsets(inputs.cardinalities)
-            self.embedding = nn.Embedding(sum(inputs.cardinalities), embedding_dim)
-            self.register_buffer("offsets_C", offsets_C, persistent=False)
-            with torch.no_grad():
-                self.embedding.weight[offsets_C] = 0.0
-            width += embedding_dim * len(inputs.cardinalities)
-        self.layers = _layers(spec, width, inputs.num_outputs)
+        self.embedding = embedding_of(spec.embedding_dim, inputs)
+        width = joined_width(inputs.num_numeric, self.embedding)
+        widths = [width, *spec.hidden]
+        if spec.residual:
+            _check_residual(widths)
+        layers: list[nn.Module] = []
+        for before, hidden in pairwise(widths):
+            layer = _hidden_layer(spec, before, hidden)
+            layers += [Residual(*layer)] if spec.residual and before == hidden else layer
+        _initialise(spec.init, layers)
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], inputs.num_outputs))
 
     def forward(self, numeric_BF: Tensor, codes_BC: Tensor) -> Tensor:
         """Give the outputs [B, K]: logits, or predicted values."""
-        outputs_BK: Tensor = self.layers(self._features(numeric_BF, codes_BC))
+        outputs_BK: Tensor = self.layers(join_features(numeric_BF, codes_BC, self.embedding))
         return outputs_BK
 
-    def _features(self, numeric_BF: Tensor, codes_BC: Tensor) -> Tensor:
-        """All features of a row, side by side: [B, F + C * D]."""
-        if not self.has_categories:
-            return numeric_BF
-        # [B, C] -> [B, C, D] -> [B, C * D]
-        embedded: Tensor = self.embedding(codes_BC + self.offsets_C).flatten(start_dim=1)
-        return torch.cat((numeric_BF, embedded), dim=1) if self.has_numeric else embedded
+
+def _check_residual(widths: Sequence[int]) -> None:
+    """A setting that would have no effect is refused."""
+    if all(before != hidden for before, hidden in pairwise(widths)):
+        problem = Problem(
+            where="",
+            key="model.residual",
+            message="expected a hidden layer that is as wide as its input, found the widths "
+            f"{' to '.join(map(str, widths))}, of which the first is that of all features",
+            hint="Write equal widths, such as `hidden: [128, 128]`, or remove `residual`.",
+        )
+        raise SpecError([problem])
 
 
-def _embedding_dim(asked: Literal["auto"] | int, cardinalities: Sequence[int]) -> int:
-    return auto_embedding_dim(cardinalities) if asked == "auto" else asked
+def _hidden_layer(spec: MlpModel, width: int, hidden: int) -> list[nn.Module]:
+    layer: list[nn.Module] = [nn.Linear(width, hidden)]
+    if spec.normalization == "layer":
+        layer.append(nn.LayerNorm(hidden))
+    layer.append(new_activation(spec.activation))
+    if spec.dropout > 0:
+        layer.append(nn.Dropout(spec.dropout))
+    return layer
 
 
-def _layers(spec: MlpModel, width: int, num_outputs: int) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for hidden in spec.hidden:
-        layers += [nn.Linear(width, hidden), ACTIVATIONS[spec.activation]()]
-        if spec.dropout > 0:
-            layers.append(nn.Dropout(spec.dropout))
-        width = hidden
-    layers.append(nn.Linear(width, num_outputs))
-    return nn.Sequential(*layers)
+def _initialise(init: InitName, layers: Iterable[nn.Module]) -> None:
+    """Draw the weights of the hidden layers anew, unless torch's own draw is asked for.
+
+    Uniform draws only: those of a normal distribution differ between CPUs in the last bits.
+    """
+    if init == "auto":
+        return
+    linears = [each for layer in layers for each in layer.modules() if isinstance(each, nn.Linear)]
+    for linear in linears:
+        inputs, outputs = linear.in_features, linear.out_features
+        # The variance of a uniform distribution is a third of its bound's square.
+        variance = {"kaiming": 2 / inputs, "xavier": 2 / (inputs + outputs), "lecun": 1 / inputs}
+        bound = math.sqrt(3 * variance[init])
+        nn.init.uniform_(linear.weight, -bound, bound)
+        nn.init.zeros_(linear.bias)

@@ -16,6 +16,12 @@ __all__ = ["load_optimizer", "optimizer_json", "optimizer_tensors"]
 CHANGING_OPTIONS = ("lr", "initial_lr")
 """The options of a group that a schedule changes; all others come from the spec."""
 
+SCALARS = ("step", "mu_product", "eta", "mu")
+"""State that is one float32 number for each parameter, whatever the parameter's type and shape."""
+
+FACTORS = {"row_var": -1, "col_var": -2}
+"""State of Adafactor that has the parameter's shape but for one dimension of size 1: which."""
+
 
 def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """Give the optimizer's tensors as `<state>/<parameter name>`, such as `exp_avg/linear.weight`.
@@ -90,6 +96,7 @@ def load_optimizer(
         _check_tensor(key, value, parameters[name])
         state.setdefault(index_of[name], {})[kind] = _laid_out(kind, value, parameters[name])
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    _put_scalars(optimizer, tensors, parameters)
 
 
 def _names(optimizer: Optimizer, model: nn.Module) -> dict[Tensor, str]:
@@ -146,21 +153,37 @@ def _indexed_groups(
 
 def _check_tensor(key: str, value: Tensor, parameter: nn.Parameter) -> None:
     """Torch would cast in silence, and would notice another shape only at the next step."""
-    # Adam's step count is a float32 scalar, whatever the parameter is.
-    is_count = key.startswith("step/")
-    dtype, shape = (torch.float32, ()) if is_count else (parameter.dtype, parameter.shape)
-    if value.dtype != dtype or value.shape != shape:
+    kind = key.partition("/")[0]
+    dtype, shape = parameter.dtype, list(parameter.shape)
+    if kind in SCALARS:
+        dtype, shape = torch.float32, []
+    elif kind in FACTORS:
+        shape[FACTORS[kind]] = 1
+    if value.dtype != dtype or list(value.shape) != shape:
         raise _differs(
-            f"{dtype} of shape {list(shape)} for {key!r}",
-            f"{value.dtype} of shape {list(value.shape)}",
+            f"{dtype} of shape {shape} for {key!r}", f"{value.dtype} of shape {list(value.shape)}"
         )
 
 
 def _laid_out(kind: str, value: Tensor, parameter: nn.Parameter) -> Tensor:
     """A copy that lies in memory as its parameter does, as the fused kernels expect."""
-    if kind == "step":
+    if kind in SCALARS or kind in FACTORS:
         return value.clone()
     return torch.empty_like(parameter, device=value.device).copy_(value)
+
+
+def _put_scalars(
+    optimizer: Optimizer, tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Put the numbers where a step keeps them: torch casts all but `step` to the parameter's type.
+
+    It also moves them to the parameter's device, and a step that reads them would wait for it.
+    """
+    for key, value in tensors.items():
+        kind, _, name = key.partition("/")
+        if kind in SCALARS and kind != "step":
+            state = optimizer.state[parameters[name]]
+            state[kind] = value.to(state["step"].device, copy=True)
 
 
 def _differs(expected: str, found: str) -> ArtifactError:

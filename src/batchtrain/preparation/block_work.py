@@ -12,7 +12,13 @@ import pyarrow as pa
 
 from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.engines.engine import Block, Tables
-from batchtrain.preprocessing import FittedPreprocessor, encode_target, transform
+from batchtrain.preprocessing import (
+    FittedPreprocessor,
+    FittedTarget,
+    encode_target,
+    row_weights,
+    transform,
+)
 from batchtrain.preprocessing.statistics import ColumnStatistics, block_statistics
 from batchtrain.preprocessing.statistics_tables import (
     statistics_from_tables,
@@ -50,9 +56,15 @@ def missing_in_block(names: Sequence[str], block: Block) -> Tables:
 
 
 def fit_block(columns: Mapping[str, ColumnSpec], target: str, task: Task, block: Block) -> Tables:
-    """Statistics of the block's training rows; its marks are the rows' splits."""
+    """Statistics of the block's training rows; its marks are the rows' splits.
+
+    The target of a regression is among `columns`, as a number.
+    """
     train = block.marks == SPLITS.index("train")
     rows = block.table.filter(pa.array(train))
+    if task == "regression":
+        # Its values are checked as the target's, before they are taken as a column's.
+        encode_target(FittedTarget(target, task), rows[target], row_id=block.row_id[train])
     statistics = block_statistics(rows, columns, row_id=block.row_id[train])
     classes = pa.array([], pa.string())
     if task == "classification":
@@ -86,14 +98,25 @@ class TransformedBlock:
 
 
 def transform_block(
-    fitted: FittedPreprocessor, golden_row_ids: npt.NDArray[np.int64], block: Block
+    fitted: FittedPreprocessor,
+    weight: str | None,
+    golden_row_ids: npt.NDArray[np.int64],
+    block: Block,
 ) -> Tables:
-    """Transform the block's rows; its marks are their splits, and a row of none is left out."""
+    """Transform the block's rows; its marks are their splits, and a row of none is left out.
+
+    Args:
+        fitted: What the training rows taught.
+        weight: The column of the rows' weights; None where they have none.
+        golden_row_ids: int64, the rows that are kept raw too.
+        block: The rows.
+    """
     used = block.marks < len(SPLITS)
     table, row_id = block.table.filter(pa.array(used)), block.row_id[used]
     features = transform(fitted, table, row_id=row_id)
     target = encode_target(fitted.target, table[fitted.target.name], row_id=row_id)
-    every = SplitRows(features.numeric, features.codes, target, row_id)
+    weights = None if weight is None else row_weights(weight, table[weight], row_id=row_id)
+    every = SplitRows(features.numeric, features.codes, target, row_id, weights)
     split_of_row = block.marks[used]
     splits = (_packed(every[split_of_row == place]) for place in range(len(SPLITS)))
     places = golden_row_ids - block.first_row
@@ -124,6 +147,8 @@ def _packed(rows: SplitRows) -> pa.Table:
         if matrix.shape[1]:
             flat = pa.array(matrix.reshape(-1))
             columns[name] = pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+    if rows.weight is not None:
+        columns["weight"] = pa.array(rows.weight)
     return pa.table({**columns, "target": rows.target, "row_id": rows.row_id})
 
 
@@ -141,6 +166,7 @@ def _unpacked(table: pa.Table, num_numeric: int, num_codes: int) -> SplitRows:
         codes=matrix("codes", num_codes, np.int64),
         target=table["target"].to_numpy(),
         row_id=row_id,
+        weight=table["weight"].to_numpy() if "weight" in table.column_names else None,
     )
 
 

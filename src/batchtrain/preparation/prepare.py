@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
@@ -17,6 +18,7 @@ from batchtrain.artifacts import Draft
 from batchtrain.artifacts.parquet_bytes import parquet_bytes
 from batchtrain.engines.embedded import EmbeddedEngine
 from batchtrain.engines.engine import BlockFunction, Engine, Results, Tables
+from batchtrain.errors import DataError
 from batchtrain.points import passed
 from batchtrain.preparation.block_work import (
     fit_block,
@@ -36,7 +38,7 @@ from batchtrain.preprocessing.statistics import (
 )
 from batchtrain.progress import Progress
 from batchtrain.row_order import WINDOW_ROWS
-from batchtrain.spec.data import SPLITS
+from batchtrain.spec.data import SPLITS, NumericColumn
 
 __all__ = ["build_prepared_data", "fit"]
 
@@ -66,6 +68,7 @@ def build_prepared_data(
     passed("prepare.fitted")
     lanes = _training_lanes(found, fitted)
     written = _write_splits(found, fitted, {"train": lanes}, draft, progress, engine)
+    _require_weights(found, written)
     passed("prepare.written")
     draft.add_json("preprocess.json", fitted.to_json())
     draft.add_json("profile.json", _profile(found, fitted, statistics, written))
@@ -74,6 +77,10 @@ def build_prepared_data(
     return {
         "task": fitted.target.task,
         "num_classes": len(fitted.target.classes),
+        "classes": list(fitted.target.classes),
+        "class_rows": [found.class_counts["train"][name] for name in fitted.target.classes],
+        "target_statistics": _target_statistics(found, statistics),
+        "weight": found.data.weight,
         "num_numeric": fitted.num_numeric,
         "cardinalities": list(fitted.cardinalities),
         "lanes": lanes,
@@ -89,8 +96,13 @@ def build_prepared_data(
 def fit(
     found: Survey, progress: Progress, engine: Engine
 ) -> tuple[FittedPreprocessor, dict[str, ColumnStatistics]]:
-    """Learn fill values, scales and categories from the training rows, and from no others."""
-    columns = found.data.columns
+    """Learn fill values, scales and categories from the training rows, and from no others.
+
+    The statistics are those of the columns, and of the target of a regression.
+    """
+    columns = dict(found.data.columns)
+    if found.task == "regression":
+        columns[found.data.target] = NumericColumn(kind="numeric")
     classes: set[str] = set()
 
     def statistics_of(tables: Tables) -> dict[str, ColumnStatistics]:
@@ -106,7 +118,29 @@ def fit(
         task=found.task,
         classes=tuple(sorted(classes, key=str.encode)),
     )
-    return fit_preprocessor(columns, statistics, target), statistics
+    return fit_preprocessor(found.data.columns, statistics, target), statistics
+
+
+def _target_statistics(
+    found: Survey, statistics: Mapping[str, ColumnStatistics]
+) -> dict[str, float] | None:
+    """Mean and deviation of the training rows' targets; None for a classification.
+
+    Raises:
+        DataError: If the squares of the targets do not fit a float64.
+    """
+    target = statistics.get(found.data.target)
+    if not isinstance(target, NumericStatistics):
+        return None
+    if target.minimum == target.maximum:
+        # The deviation of equal values is rarely exactly 0: their mean is rounded.
+        return {"mean": target.minimum, "deviation": 1.0}
+    if not math.isfinite(target.m2):
+        raise DataError(
+            f"target {found.data.target!r}: expected numbers whose squares fit a float64, found "
+            f"{target.minimum:g} to {target.maximum:g}. Divide the column by a constant"
+        )
+    return {"mean": target.mean, "deviation": target.deviation or 1.0}
 
 
 @dataclass(frozen=True)
@@ -117,13 +151,19 @@ class _Written:
     filled: Counter[str]
     unseen: Counter[str]
     golden: pa.Table
+    weighing: frozenset[str]
+    """The splits with a row that weighs more than 0."""
 
 
 def _training_lanes(found: Survey, fitted: FittedPreprocessor) -> int:
     """V: what `data.lanes` says, else what the size of the training rows asks for."""
     if found.data.lanes is not None:
         return found.data.lanes
-    row_bytes = packed_row_bytes(fitted.num_numeric, len(fitted.cardinalities))
+    row_bytes = packed_row_bytes(
+        fitted.num_numeric,
+        len(fitted.cardinalities),
+        has_weight=found.data.weight is not None,
+    )
     return auto_lanes(found.rows("train"), row_bytes)
 
 
@@ -143,7 +183,8 @@ def _write_splits(
     filled: Counter[str] = Counter()
     unseen: Counter[str] = Counter()
     golden: list[pa.Table] = []
-    work = partial(transform_block, fitted, _golden_row_ids(found))
+    weighing: set[str] = set()
+    work = partial(transform_block, fitted, found.data.weight, _golden_row_ids(found))
     with closing(_over_blocks(found, work, "rows written", progress, engine)) as results:
         for tables in results:
             block = transformed_block(fitted, tables)
@@ -152,11 +193,15 @@ def _write_splits(
             golden.append(block.golden)
             for split, rows in block.rows.items():
                 writers[split].add(rows)
+                if rows.weight is None or rows.weight.any():
+                    weighing.add(split)
+    not_raw = [name for name in (found.data.target, found.data.weight) if name is not None]
     return _Written(
         shards={split: writers[split].names for split in SPLITS},
         filled=filled,
         unseen=unseen,
-        golden=pa.concat_tables(golden).drop_columns([found.data.target]),
+        golden=pa.concat_tables(golden).drop_columns(not_raw),
+        weighing=frozenset(weighing),
     )
 
 
@@ -165,6 +210,8 @@ def _over_blocks(
 ) -> Results:
     """Carry work to all blocks, with all columns that are used and each row's split as its mark."""
     types = {**column_types(dict(found.data.columns)), found.data.target: found.target_type}
+    if found.data.weight is not None:
+        types[found.data.weight] = "number"
     results = engine.map_blocks(
         found.source,
         types,
@@ -177,6 +224,20 @@ def _over_blocks(
             yield tables
             done = min((place + 1) * engine.block_rows, found.schema.num_rows)
             progress.working(what, done, found.schema.num_rows)
+
+
+def _require_weights(found: Survey, written: _Written) -> None:
+    """Refuse splits in which no row weighs anything, where there would be no loss.
+
+    The test split may be one: nobody trains or decides by its loss.
+    """
+    for split in ("train", "valid"):
+        if found.rows(split) and split not in written.weighing:
+            raise DataError(
+                f"column of weights {found.data.weight!r}: expected a row of the {split} split "
+                f"that weighs more than 0, found none among {found.rows(split)}. Use another "
+                "column or another split, or remove `data.weight`"
+            )
 
 
 def _golden_row_ids(found: Survey) -> npt.NDArray[np.int64]:
@@ -210,7 +271,7 @@ def _profile(
         "ranges": {
             name: [column.minimum, column.maximum]
             for name, column in statistics.items()
-            if isinstance(column, NumericStatistics)
+            if isinstance(column, NumericStatistics) and name in found.data.columns
         },
         "class_counts": found.class_counts,
         "changes": [asdict(change) for change in changes],

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from batchtrain.errors import Problem
+from batchtrain.preparation.split_columns import split_column_problem
 from batchtrain.spec.data import (
     BooleanColumn,
     CategoricalColumn,
     ColumnSpec,
+    ColumnSplit,
     DataSpec,
+    FilesSplit,
+    GroupSplit,
     NumericColumn,
     RandomSplit,
+    SourceSplit,
     SplitSpec,
     StratifiedSplit,
+    TimeSplit,
+    split_column,
 )
 from batchtrain.spec.suggest import did_you_mean
 from batchtrain.tables import TableSchema, Unsupported
@@ -83,23 +90,33 @@ def resolve_columns(
         where: Dotted key to `file:line:column`.
     """
     names = list(schema.columns)
+    by = split_column(data.split)
     problems = [
         _no_such_column(key, name, names, where)
         for key, name in (
             ("data.target", data.target),
+            *([("data.weight", data.weight)] if data.weight is not None else []),
+            *([("data.split.column", by)] if by is not None else []),
             *((f"data.columns.{name}", name) for name in data.columns),
             *((f"data.exclude.{place}", name) for place, name in enumerate(data.exclude)),
         )
         if name not in schema.columns
     ]
+    problems.extend(_split_problems(data, schema, where))
     columns: dict[str, ColumnSpec] = {}
     changes: list[Change] = []
     for name in names:
         if name == data.target or name in data.exclude:
             continue
         found = schema.columns[name]
+        if name == data.weight:
+            problems.extend(_weight_problems(name, found, where))
+            continue
         declared = data.columns.get(name)
-        if isinstance(found, Unsupported):
+        if name == by and declared is None:
+            detail = "it decides the split, and is a feature only where it is declared"
+            changes.append(Change("excluded", name, schema.num_rows, detail))
+        elif isinstance(found, Unsupported):
             problems.append(_unsupported(name, found, declared is not None, where))
         elif declared is not None:
             problem = _kind_mismatch(name, declared, found, where)
@@ -125,11 +142,21 @@ def resolve_columns(
 
 
 def resolve_task(
-    data: DataSpec, target: TargetFacts, where: Callable[[str], str]
+    data: DataSpec,
+    target: TargetFacts,
+    where: Callable[[str], str],
+    *,
+    own_splits: Sequence[str] = (),
 ) -> tuple[str, SplitSpec] | list[Problem]:
     """Decide between classification and regression, and how rows are split.
 
     Floats, and integers of more than 20 different values, are a quantity; all else is a class.
+
+    Args:
+        data: The section as it was written.
+        target: What the target holds.
+        where: Dotted key to `file:line:column`.
+        own_splits: The splits that the source itself has.
     """
     task = data.task
     if task == "auto":
@@ -138,11 +165,8 @@ def resolve_task(
         )
         task = "regression" if quantity else "classification"
     problems = list(_target_problems(data, task, target, where))
-    split: SplitSpec = data.split or (
-        StratifiedSplit(kind="stratified")
-        if task == "classification"
-        else RandomSplit(kind="random")
-    )
+    split = data.split or _usual_split(task, own_splits)
+    problems.extend(_own_split_problems(split, own_splits, where))
     if task == "regression" and split.kind == "stratified":
         problems.append(
             Problem(
@@ -153,6 +177,44 @@ def resolve_task(
             )
         )
     return problems or (task, split)
+
+
+def _usual_split(task: str, own_splits: Sequence[str]) -> SplitSpec:
+    """The rule where the spec has none."""
+    if own_splits:
+        return SourceSplit(kind="source")
+    if task == "classification":
+        return StratifiedSplit(kind="stratified")
+    return RandomSplit(kind="random")
+
+
+def _own_split_problems(
+    split: SplitSpec, own_splits: Sequence[str], where: Callable[[str], str]
+) -> Iterable[Problem]:
+    """Splits of the source and of the spec that contradict each other."""
+    key = "data.split"
+    if isinstance(split, SourceSplit | FilesSplit):
+        if not own_splits:
+            message = "expected a source that has splits of its own, found one that has none"
+            yield Problem(where(key), key, message, "Use another kind, or leave the key out")
+    elif own_splits:
+        yield Problem(
+            where(key),
+            key,
+            f"the source has splits of its own ({', '.join(dict.fromkeys(own_splits))}), "
+            f"which `kind: {split.kind}` would mix",
+            "Leave the key out, or name one of them as the source, such as `SOURCE/train`",
+        )
+
+
+def _split_problems(
+    data: DataSpec, schema: TableSchema, where: Callable[[str], str]
+) -> Iterable[Problem]:
+    """What is wrong with the column that decides the split."""
+    rule = data.split
+    if isinstance(rule, TimeSplit | GroupSplit | ColumnSplit) and rule.column in schema.columns:
+        problem = split_column_problem(rule, schema.columns[rule.column], where)
+        yield from [problem] if problem else []
 
 
 def _target_problems(
@@ -181,6 +243,20 @@ def _no_such_column(key: str, name: str, names: list[str], where: Callable[[str]
     listed = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     hint = f"Did you mean {close!r}?" if close else f"The columns are {listed}"
     return Problem(where(key), key, f"the table has no column {name!r}", hint)
+
+
+def _weight_problems(
+    name: str, found: str | Unsupported, where: Callable[[str], str]
+) -> Iterable[Problem]:
+    """What no weight can be read from; single bad values are found when rows are read."""
+    if isinstance(found, Unsupported) or found not in {"integer", "number"}:
+        held = {"string": "text", "boolean": "true and false"}.get(str(found), str(found))
+        yield Problem(
+            where("data.weight"),
+            "data.weight",
+            f"expected numbers in the column of weights {name!r}, found {held}",
+            "Convert the column, or name another one",
+        )
 
 
 def _unsupported(

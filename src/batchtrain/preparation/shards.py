@@ -17,9 +17,9 @@ MANY_LANES = 64
 """The lanes of larger ones: as many ranks can each hold a part of the rows."""
 
 
-def packed_row_bytes(num_numeric: int, num_categorical: int) -> int:
-    """What a row takes: float32 features, int64 codes, the target and the row number."""
-    return 4 * num_numeric + 8 * num_categorical + 8 + 8
+def packed_row_bytes(num_numeric: int, num_categorical: int, *, has_weight: bool = False) -> int:
+    """What a row takes: float32 features, int64 codes, target, row number, float32 weight."""
+    return 4 * num_numeric + 8 * num_categorical + 8 + 8 + 4 * has_weight
 
 
 def auto_lanes(num_rows: int, row_bytes: int) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from batchtrain.row_order import counter_generator
-from batchtrain.spec.data import SPLITS, Fractions, OrderedSplit, SplitSpec, StratifiedSplit
+from batchtrain.spec.data import SPLITS, Fractions, OrderedSplit, RandomSplit, StratifiedSplit
 
-__all__ = ["assign_splits", "split_sizes"]
+__all__ = ["assign_splits", "file_splits", "group_splits", "split_sizes", "time_splits"]
 
 
 def split_sizes(rows: npt.NDArray[np.int64], fractions: Fractions) -> npt.NDArray[np.int64]:
@@ -51,7 +52,11 @@ def split_sizes(rows: npt.NDArray[np.int64], fractions: Fractions) -> npt.NDArra
 
 
 def assign_splits(
-    num_rows: int, labels: npt.NDArray[Any] | None, rule: SplitSpec, *, seed: int
+    num_rows: int,
+    labels: npt.NDArray[Any] | None,
+    rule: RandomSplit | StratifiedSplit | OrderedSplit,
+    *,
+    seed: int,
 ) -> npt.NDArray[np.uint8]:
     """Name the split of every row, by its place in `SPLITS`.
 
@@ -81,3 +86,64 @@ def assign_splits(
     splits = np.empty(num_rows, dtype=np.uint8)
     splits[order] = np.repeat(np.tile(np.arange(3, dtype=np.uint8), len(counts)), sizes.reshape(-1))
     return splits
+
+
+def time_splits(times: npt.NDArray[Any], fractions: Fractions) -> npt.NDArray[np.uint8]:
+    """The split of each row: the earliest rows train, the next validate, the latest test.
+
+    Args:
+        times: int64 or float64 `[N]`; rows of one time stay in their order.
+        fractions: The share of each split.
+
+    Returns:
+        uint8 `[N]`, places in `SPLITS`.
+    """
+    sizes = split_sizes(np.array([len(times)]), fractions)[0]
+    splits = np.empty(len(times), dtype=np.uint8)
+    splits[np.argsort(times, kind="stable")] = np.repeat(np.arange(3, dtype=np.uint8), sizes)
+    return splits
+
+
+def group_splits(words: npt.NDArray[np.uint64], fractions: Fractions) -> npt.NDArray[np.uint8]:
+    """The split of each row, the same for all rows of a group.
+
+    The groups stand in the order of their words, and each goes to the split in whose share of the
+    rows its middle lies. A split with a share gets at least one group, where there are as many
+    groups as such splits; fewer serve train first, then test, then valid.
+
+    Args:
+        words: uint64 `[N]`, the word of each row's group; groups of one word are one group.
+        fractions: The share of each split.
+
+    Returns:
+        uint8 `[N]`, places in `SPLITS`.
+    """
+    _words, group_of_row, rows = np.unique(words, return_inverse=True, return_counts=True)
+    middles = np.cumsum(rows) - rows / 2
+    edges = len(words) * np.cumsum([fractions.train, fractions.valid])
+    # How many groups lie before valid, and before test.
+    first, second = np.searchsorted(middles, edges, side="right").tolist()
+    has_valid, has_test = fractions.valid > 0, fractions.test > 0
+    if len(rows) <= has_valid + has_test:
+        first, second = 1, 1 if has_test else 2
+    else:
+        first = min(max(first, 1), len(rows) - has_valid - has_test)
+        second = min(max(second, first + has_valid), len(rows) - has_test)
+    places = np.arange(len(rows))
+    split_of_group = (places >= first).astype(np.uint8) + (places >= second)
+    splits: npt.NDArray[np.uint8] = split_of_group[group_of_row]
+    return splits
+
+
+def file_splits(splits: Sequence[str], rows_of_files: Sequence[int]) -> npt.NDArray[np.uint8]:
+    """The split of each row, by the split of its file.
+
+    Args:
+        splits: The split of each file.
+        rows_of_files: Its rows.
+
+    Returns:
+        uint8 `[N]`, places in `SPLITS`.
+    """
+    places = np.array([SPLITS.index(split) for split in splits], dtype=np.uint8)
+    return np.repeat(places, rows_of_files)

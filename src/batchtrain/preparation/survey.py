@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchtrain.engines.embedded import EmbeddedEngine
-from batchtrain.engines.engine import BlockFunction, Engine, Results
+from batchtrain.engines.engine import BlockFunction, Engine, Marks, Results
 from batchtrain.errors import DataError, Problem, SchemaMismatchError, SpecError
 from batchtrain.preparation.block_work import missing_in_block, only_read, table_of_block
 from batchtrain.preparation.resolve import (
@@ -22,10 +22,26 @@ from batchtrain.preparation.resolve import (
     resolve_columns,
     resolve_task,
 )
-from batchtrain.preparation.splits import assign_splits
+from batchtrain.preparation.split_columns import (
+    column_type_read,
+    splits_by_column,
+    splits_in_block,
+)
+from batchtrain.preparation.splits import assign_splits, file_splits
 from batchtrain.preprocessing.fitted import INPUT_TYPES
 from batchtrain.preprocessing.transform import class_names, missing_rows
-from batchtrain.spec.data import SPLITS, ColumnSpec, DataSpec
+from batchtrain.spec.data import (
+    SPLITS,
+    ColumnSpec,
+    ColumnSplit,
+    DataSpec,
+    FilesSplit,
+    GroupSplit,
+    SourceSplit,
+    SplitSpec,
+    TimeSplit,
+    may_have_rows,
+)
 from batchtrain.spec.task import Task
 from batchtrain.tables import (
     ColumnType,
@@ -70,6 +86,11 @@ class Survey:
         """The task that was decided."""
         return "regression" if self.data.task == "regression" else "classification"
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes of the training rows, by class code; none for regression."""
+        return tuple(name for name, rows in self.class_counts.get("train", {}).items() if rows)
+
     def rows(self, split: str) -> int:
         """How many rows a split has."""
         return int(np.count_nonzero(self.split_of_row == SPLITS.index(split)))
@@ -105,7 +126,7 @@ def survey(
     if isinstance(resolved, list):
         raise SpecError(resolved)
     target_type, target = _read_target(data, reader, where)
-    decided = resolve_task(data, _facts(target_type, target), where)
+    decided = resolve_task(data, _facts(target_type, target), where, own_splits=source.splits)
     dropped, unreadable = _dropped_rows(resolved.columns, reader, where)
     if isinstance(decided, list) or unreadable:
         raise SpecError([*(decided if isinstance(decided, list) else []), *unreadable])
@@ -119,7 +140,7 @@ def survey(
     kept, changes = _kept_rows(reasons, schema.num_rows)
     labels, classes = _labels(target, kept, task)
     split_of_row = np.full(schema.num_rows, DROPPED, dtype=np.uint8)
-    split_of_row[kept] = assign_splits(int(kept.sum()), labels, rule, seed=seed)
+    split_of_row[kept] = _splits_of_kept(rule, reader, kept, labels, seed, where)
     found = Survey(
         source=source,
         schema=schema,
@@ -146,10 +167,17 @@ class _Reader:
     schema: TableSchema
     engine: Engine
 
-    def blocks(self, types: Mapping[str, ColumnType], function: BlockFunction) -> closing[Results]:
+    def blocks(
+        self,
+        types: Mapping[str, ColumnType],
+        function: BlockFunction,
+        marks: Marks | None = None,
+    ) -> closing[Results]:
         """What a function makes of each block of some columns."""
         rows = self.schema.rows_of_files
-        return closing(self.engine.map_blocks(self.source, types, function, rows_of_files=rows))
+        return closing(
+            self.engine.map_blocks(self.source, types, function, rows_of_files=rows, marks=marks)
+        )
 
     def column(self, name: str, column_type: ColumnType) -> pa.ChunkedArray:
         """All values of one column."""
@@ -270,6 +298,31 @@ def _labels(
     return np.asarray(codes, dtype=np.int64), classes
 
 
+def _splits_of_kept(
+    rule: SplitSpec,
+    reader: _Reader,
+    kept: npt.NDArray[np.bool_],
+    labels: npt.NDArray[np.int64] | None,
+    seed: int,
+    where: Callable[[str], str],
+) -> npt.NDArray[np.uint8]:
+    """The split of each row that is used: uint8 `[n]`."""
+    num_rows = int(kept.sum())
+    if isinstance(rule, FilesSplit | SourceSplit):
+        return file_splits(reader.source.splits, reader.schema.rows_of_files)[kept]
+    if not isinstance(rule, ColumnSplit | GroupSplit | TimeSplit):
+        return assign_splits(num_rows, labels, rule, seed=seed)
+    own = rule.seed if isinstance(rule, GroupSplit) else None
+    work = partial(splits_in_block, rule, seed if own is None else own)
+    types = {rule.column: column_type_read(rule, reader.schema.columns[rule.column])}
+    try:
+        with reader.blocks(types, work, kept.astype(np.uint8)) as results:
+            return splits_by_column(rule, results, num_rows, where)
+    except SchemaMismatchError as error:
+        key = "data.split.column"
+        raise SpecError([Problem(where(key), key, str(error))]) from error
+
+
 def _class_counts(
     labels: npt.NDArray[np.int64] | None, classes: list[str], splits: npt.NDArray[np.uint8]
 ) -> dict[str, dict[str, int]]:
@@ -287,23 +340,34 @@ def _class_counts(
     }
 
 
+def _is_wanted(rule: SplitSpec, source: Source, split: str) -> bool:
+    """Whether a split must have a row."""
+    if isinstance(rule, FilesSplit | SourceSplit):
+        return split in source.splits
+    return may_have_rows(rule, split)
+
+
 def _require_rows(found: Survey) -> None:
     """Refuse a split that was given a share and got no row."""
     rule = found.data.split
     if rule is None:
         return
     for split in SPLITS:
-        if rule.fractions.of(split) > 0 and found.rows(split) == 0:
-            kept = int(np.count_nonzero(found.split_of_row != DROPPED))
-            advice = "" if split == "train" else f", or set `data.split.fractions.{split}: 0`"
-            raise DataError(
-                f"the {split} split: expected at least one row for its share of "
-                f"{rule.fractions.of(split):g}, found none among {kept} usable rows of "
-                f"{found.schema.num_rows}. Use more rows, or drop fewer{advice}"
-            )
-    classes = [name for name, rows in found.class_counts.get("train", {}).items() if rows]
-    if found.task == "classification" and len(classes) < 2:
+        if not _is_wanted(rule, found.source, split) or found.rows(split):
+            continue
+        kept = int(np.count_nonzero(found.split_of_row != DROPPED))
+        share = advice = ""
+        if not isinstance(rule, ColumnSplit | FilesSplit | SourceSplit):
+            share = f" for its share of {rule.fractions.of(split):g}"
+            advice = f", or set `data.split.fractions.{split}: 0`" if split != "train" else ""
+        elif isinstance(rule, ColumnSplit):
+            advice = ", or list the values of the splits that there are under `data.split`"
+        raise DataError(
+            f"the {split} split: expected at least one row{share}, found none among {kept} "
+            f"usable rows of {found.schema.num_rows}. Use more rows, or drop fewer{advice}"
+        )
+    if found.task == "classification" and len(found.classes) < 2:
         raise DataError(
             f"target {found.data.target!r}: expected at least two classes among the training rows, "
-            f"found {classes}. Use a stratified split, more rows, or drop fewer"
+            f"found {list(found.classes)}. Use a stratified split, more rows, or drop fewer"
         )

@@ -2,7 +2,7 @@
 
 from batchtrain.preprocessing.fit import fit_preprocessor
 from batchtrain.preprocessing.fitted import FittedColumn, FittedPreprocessor, FittedTarget
-from batchtrain.preprocessing.transform import Features, encode_target, transform
+from batchtrain.preprocessing.transform import Features, encode_target, row_weights, transform
 
 __all__ = [
     "Features",
@@ -11,5 +11,6 @@ __all__ = [
     "FittedTarget",
     "encode_target",
     "fit_preprocessor",
+    "row_weights",
     "transform",
 ]

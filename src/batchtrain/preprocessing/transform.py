@@ -15,7 +15,14 @@ from batchtrain.preprocessing.statistics import numbers
 
 RowIds = npt.NDArray[np.int64]
 
-__all__ = ["Features", "class_names", "encode_target", "missing_rows", "transform"]
+__all__ = [
+    "Features",
+    "class_names",
+    "encode_target",
+    "missing_rows",
+    "row_weights",
+    "transform",
+]
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,29 @@ def encode_target(
             "with at least 3 rows into every split, or remove that class"
         )
     return codes
+
+
+def row_weights(name: str, column: pa.ChunkedArray, *, row_id: RowIds) -> npt.NDArray[np.float32]:
+    """What the rows of a block weigh: float32 `[n]`.
+
+    Raises:
+        DataError: If a weight is missing, negative, not finite, or not within float32.
+    """
+    values = numbers(column)
+    with np.errstate(over="ignore", under="ignore"):
+        weights = values.astype(np.float32)
+    # Below the normal numbers of float32 a weight would lose its digits, and its effect.
+    is_lost = (values > 0) & (weights < np.finfo(np.float32).tiny)
+    bad = ~np.isfinite(weights) | (values < 0) | is_lost
+    if bad.any():
+        row = int(np.argmax(bad))
+        found = "no value" if np.isnan(values[row]) else f"{values[row]}"
+        raise DataError(
+            f"column of weights {name!r}: expected 0 or a finite number above it, within float32, "
+            f"found {found} in row {row_id[row]} and {int(bad.sum()) - 1} more rows of its block. "
+            "Give each row a weight; 0 leaves it out of the losses"
+        )
+    return weights
 
 
 def class_names(column: pa.ChunkedArray) -> pa.ChunkedArray:

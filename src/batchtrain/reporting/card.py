@@ -109,7 +109,8 @@ def _metrics(content: ReportContent) -> str:
     if not names:
         return "## Metrics\n\nNo metric was computed."
     rows = [(_plain(name), *(_metric(content, split, name) for split in splits)) for name in names]
-    return "## Metrics\n\n" + _table(("Metric", *map(_plain, splits)), rows)
+    text = "## Metrics\n\n" + _table(("Metric", *map(_plain, splits)), rows)
+    return "\n\n".join([text, *map(_plain, content.loss_notes)])
 
 
 def _metric(content: ReportContent, split: str, name: str) -> str:

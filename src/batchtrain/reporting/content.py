@@ -57,7 +57,7 @@ class ColumnRow:
     Attributes:
         name: Its name.
         kind: `numeric`, `categorical`, `boolean`, or what else it was read as.
-        role: `feature`, `target` or `excluded`.
+        role: `feature`, `target`, `weight` or `excluded`.
         missing: Its missing cells over all rows; None where they were not counted.
         filled_with: What a missing cell becomes, in words; None where nothing is filled.
         note: Anything else worth saying; may be empty.
@@ -226,6 +226,7 @@ class ReportContent:
         columns: In the order of the source.
         stages: In the order they ran.
         history: By epoch.
+        loss_notes: Sentences on what the losses count, and in which units.
         best_epoch: The epoch whose weights were kept; None: found in the history.
         metrics: Split to metric to value; None where it could not be computed.
         metric_notes: Split to metric to the reason why it could not.
@@ -251,6 +252,7 @@ class ReportContent:
     columns: Sequence[ColumnRow]
     stages: Sequence[StageRow] = ()
     history: Sequence[EpochRow] = ()
+    loss_notes: Sequence[str] = ()
     best_epoch: int | None = None
     metrics: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     metric_notes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)

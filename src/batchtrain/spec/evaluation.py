@@ -1,10 +1,11 @@
-"""The sections that look at a finished model: `evaluation`, `export` and `tracking`."""
+"""The sections that look at a model: `evaluation`, `export` and `tracking`."""
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from batchtrain.spec.base import SpecModel
 
@@ -14,6 +15,8 @@ __all__ = [
     "EvaluationSpec",
     "ExportSpec",
     "MetricName",
+    "MlflowSpec",
+    "ProfileSpec",
     "TensorBoardSpec",
     "TrackingSpec",
 ]
@@ -33,6 +36,8 @@ MetricName = ClassificationMetric | RegressionMetric
 
 CLASSIFICATION_METRICS: tuple[str, ...] = get_args(ClassificationMetric)
 REGRESSION_METRICS: tuple[str, ...] = get_args(RegressionMetric)
+
+MLFLOW_SCHEMES = ("http", "https", "file", "sqlite", "databricks")
 
 Threshold = Annotated[str, Field(pattern=r"^(>=|<=|>|<)\s*-?\d+(\.\d+)?([eE][-+]?\d+)?$")]
 
@@ -67,11 +72,45 @@ class TensorBoardSpec(SpecModel):
     """A folder, relative to the spec file; the run's name and id are appended."""
 
 
+class MlflowSpec(SpecModel):
+    """Where MLflow logs the run; it needs `pip install batchtrain[mlflow]`.
+
+    Credentials come from MLflow's own environment variables, never from the spec.
+    """
+
+    uri: str = Field(min_length=1, max_length=4096)
+    """The address of a tracking server, such as `https://mlflow.example.org`, or a folder,
+    relative to the spec file."""
+    experiment: str | None = Field(default=None, min_length=1, max_length=250)
+    """Its name; left out, the name of the run."""
+
+    @field_validator("uri")
+    @classmethod
+    def _uri_is_known(cls, uri: str) -> str:
+        scheme = re.match(r"([A-Za-z0-9+.-]*):", uri)
+        if scheme and scheme[1].lower() not in MLFLOW_SCHEMES:
+            known = ", ".join(f"{each}:" for each in MLFLOW_SCHEMES)
+            raise ValueError(f"expected a folder or an address with {known}, found another address")
+        return uri
+
+
+class ProfileSpec(SpecModel):
+    """Which steps `torch.profiler` looks at: what each operation and kernel of them cost."""
+
+    start_step: int = Field(default=10, ge=0)
+    """The first of them; the steps before warm up what the first steps have to make."""
+    steps: int = Field(default=5, ge=1, le=1000)
+    """How many; a step of a small model writes about 50 kB."""
+
+
 class TrackingSpec(SpecModel):
     """What is written down while the model trains; it never changes the result."""
 
     tensorboard: bool | TensorBoardSpec = True
     """`true` writes below the run's folder."""
+    mlflow: MlflowSpec | None = None
+    profile: ProfileSpec | None = None
+    """A trace of some steps of rank 0, in the run's folder; it slows those steps down."""
     log_every_steps: int = Field(default=10, ge=1)
     """Every how many steps `Loss/train` is written."""
     log_every_epochs: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from pydantic import ValidationError
 
 from batchtrain.errors import Problem, SpecError
+from batchtrain.spec.data import with_source
 from batchtrain.spec.reading.locations import location_faults
 from batchtrain.spec.reading.outline import Outline
 from batchtrain.spec.reading.overrides import with_overrides
@@ -93,7 +94,7 @@ def parse_spec(text: str, file: str, overrides: Sequence[str] = ()) -> LoadedSpe
 
 def _validate(document: Document) -> tuple[RunSpec | None, list[Any]]:
     # The JSON mode of pydantic is the one in which strict still takes a list for a tuple.
-    text = json.dumps(document.value, allow_nan=False)
+    text = json.dumps(with_source(document.value), allow_nan=False)
     spec: RunSpec | None = None
     errors: list[Any] = []
     try:

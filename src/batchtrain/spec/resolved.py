@@ -7,8 +7,10 @@ from typing import Any
 
 import yaml
 
+from batchtrain.spec.data import FilesSplit
 from batchtrain.spec.reading.scalars import scalar_of
 from batchtrain.spec.run import RunSpec
+from batchtrain.spec.task import target_scale_in_force
 
 __all__ = ["resolved_document", "spec_yaml"]
 
@@ -37,7 +39,14 @@ def resolved_document(
     document = spec.model_dump(mode="json")
     # Where the rows came from is as the user wrote it, whoever prepared them first.
     document["data"] = {**data, "source": spec.data.source}
+    if isinstance(spec.data.split, FilesSplit):
+        document["data"]["split"] = spec.data.split.model_dump(mode="json")
+    if document["training"]["precision"] == "auto":
+        document["training"]["precision"] = "float32"
     document["training"] |= {"batch_size": batch_rows, "loss": loss}
+    document["training"]["target_scale"] = target_scale_in_force(
+        spec.training, data["task"], spec.model.kind
+    )
     document["evaluation"]["metrics"] = list(metrics)
     document["resources"] |= {"workers": workers, "device": device}
     if document["tracking"]["log_every_epochs"] == "auto":

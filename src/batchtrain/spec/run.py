@@ -8,11 +8,12 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from batchtrain.spec.base import Name, SpecModel
-from batchtrain.spec.data import DataSpec
+from batchtrain.spec.data import DataSpec, may_have_rows
 from batchtrain.spec.evaluation import EvaluationSpec, ExportSpec, TrackingSpec
 from batchtrain.spec.model import MlpModel, ModelSpec
-from batchtrain.spec.task import task_mismatches
-from batchtrain.spec.training import PlateauSchedule, TrainingSpec
+from batchtrain.spec.schedules import PlateauSchedule
+from batchtrain.spec.task import METRICS_OF_TASK, task_mismatches, watched_mismatches
+from batchtrain.spec.training import TrainingSpec
 
 __all__ = [
     "CANONICAL_GROUPS",
@@ -96,7 +97,8 @@ class RetriesSpec(SpecModel):
     lost_worker: int = Field(default=3, ge=0, le=1000)
     """A worker, its node or the controller was lost, or made no progress."""
     out_of_memory: int = Field(default=1, ge=0, le=1000)
-    """A worker was ended because memory ran out."""
+    """Memory ran out where fewer rows at once are no way out: `training.micro_batch` is fixed, or
+    it was one row already."""
 
 
 class RunSpec(SpecModel):
@@ -145,22 +147,34 @@ class RunSpec(SpecModel):
         """What needs a split that has no rows."""
         if self.data.split is None:
             return []
-        fractions = self.data.split.fractions
+        rule = self.data.split
+        has_fractions = hasattr(rule, "fractions")
+        empty = {
+            split: f"`data.split.fractions.{split}` is 0{'; give it a share' * (split == 'valid')}"
+            if has_fractions
+            else f"`data.split` names no rows for {split}; name them"
+            for split in ("valid", "test")
+            if not may_have_rows(rule, split)
+        }
         problems = []
-        if fractions.valid == 0 and isinstance(self.training.schedule, PlateauSchedule):
+        if "valid" in empty and isinstance(self.training.schedule, PlateauSchedule):
             problems.append(
                 "`training.schedule: plateau` follows the validation loss, "
-                "but `data.split.fractions.valid` is 0; give it a share, or use a step schedule"
+                f"but {empty['valid']}, or use a step schedule"
             )
-        if fractions.valid == 0 and self.training.early_stopping is not None:
+        if "valid" in empty and self.training.early_stopping is not None:
             problems.append(
                 "`training.early_stopping` follows the validation loss, "
-                "but `data.split.fractions.valid` is 0; give it a share, or remove it"
+                f"but {empty['valid']}, or remove it"
             )
-        if fractions.test == 0 and self.evaluation.require:
+        if "valid" in empty and self.training.checkpoint.keep_best > 1:
             problems.append(
-                "`evaluation.require` is checked on the test split, "
-                "but `data.split.fractions.test` is 0"
+                "`training.checkpoint.keep_best` ranks the epochs by the validation split, "
+                f"but {empty['valid']}, or keep one"
+            )
+        if "test" in empty and self.evaluation.require:
+            problems.append(
+                f"`evaluation.require` is checked on the test split, but {empty['test']}"
             )
         return problems
 
@@ -188,10 +202,14 @@ class RunSpec(SpecModel):
         """What does not suit a declared task."""
         task = self.data.task
         if task == "auto":
-            return []
+            known = [name for names in METRICS_OF_TASK.values() for name in names]
+            return [
+                f"`{key}`: {message}; {hint[0].lower()}{hint[1:]}"
+                for key, message, hint in watched_mismatches(self.training, known)
+            ]
         problems = [
-            f"`{key}`: {message}"
-            for key, message, _hint in task_mismatches(self.training, self.evaluation, task)
+            f"`{key}`: {message}; {hint[0].lower()}{hint[1:]}"
+            for key, message, hint in task_mismatches(self.training, self.evaluation, task)
         ]
         if task == "regression" and self.data.split and self.data.split.kind == "stratified":
             problems.append("`data.split: stratified` needs classes; use random for regression")

@@ -1,4 +1,4 @@
-"""The `training` section: epochs, batches, loss, optimizer, schedule, stopping, checkpoints."""
+"""The `training` section: epochs, batches, loss, precision, stopping, checkpoints."""
 
 from __future__ import annotations
 
@@ -7,104 +7,56 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from batchtrain.spec.base import SpecModel
+from batchtrain.spec.optimizers import AdamW, OptimizerSpec
+from batchtrain.spec.schedules import ScheduleSpec, Warmup, rate_mismatches
 
 __all__ = [
-    "Adam",
-    "AdamW",
     "CheckpointSpec",
-    "CosineSchedule",
     "EarlyStopping",
+    "Ema",
     "LossName",
-    "OptimizerSpec",
-    "PlateauSchedule",
-    "ScheduleSpec",
-    "Sgd",
-    "StepSchedule",
+    "NanPolicy",
+    "Precision",
     "TrainingSpec",
+    "WarmStart",
 ]
 
 LossName = Literal["cross_entropy", "bce", "mse", "mae", "huber"]
-LearningRate = Annotated[float, Field(gt=0, le=1e6)]
-Decay = Annotated[float, Field(ge=0, le=1e6)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Sgd(SpecModel):
-    """Stochastic gradient descent, with momentum where asked."""
-
-    kind: Literal["sgd"]
-    lr: LearningRate = 0.01
-    momentum: float = Field(default=0.0, ge=0, lt=1)
-    nesterov: bool = False
-    weight_decay: Decay = 0.0
-
-    @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> Sgd:
-        if self.nesterov and self.momentum == 0:
-            raise ValueError("`nesterov: true` needs a `momentum` above 0")
-        return self
-
-
-class Adam(SpecModel):
-    """Adam (Kingma and Ba, 2015); the weight decay is added to the gradient."""
-
-    kind: Literal["adam"]
-    lr: LearningRate = 0.001
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0, le=1)
-    weight_decay: Decay = 0.0
-
-
-class AdamW(SpecModel):
-    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019)."""
-
-    kind: Literal["adamw"]
-    lr: LearningRate = 0.001
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0, le=1)
-    weight_decay: Decay = 0.01
-
-
-OptimizerSpec = Annotated[Sgd | Adam | AdamW, Field(discriminator="kind")]
-
-
-class PlateauSchedule(SpecModel):
-    """Multiply the learning rate by `factor` when the validation loss stops falling."""
-
-    kind: Literal["plateau"]
-    factor: float = Field(default=0.1, gt=0, lt=1)
-    patience: int = Field(default=5, ge=0)
-    """Epochs without improvement before the rate falls."""
-    min_lr: float = Field(default=0.0, ge=0)
-
-
-class StepSchedule(SpecModel):
-    """Multiply the learning rate by `factor` every `every_epochs` epochs."""
-
-    kind: Literal["step"]
-    every_epochs: int = Field(default=30, ge=1)
-    factor: float = Field(default=0.1, gt=0, le=1)
-
-
-class CosineSchedule(SpecModel):
-    """Let the learning rate fall to `min_lr` along half a cosine over all epochs."""
-
-    kind: Literal["cosine"]
-    min_lr: float = Field(default=0.0, ge=0)
-
-
-ScheduleSpec = Annotated[
-    PlateauSchedule | StepSchedule | CosineSchedule, Field(discriminator="kind")
-]
+Precision = Literal["float32", "bfloat16", "float16"]
+NanPolicy = Literal["stop", "skip", "roll_back"]
 
 
 class EarlyStopping(SpecModel):
-    """Stop when the validation loss has not fallen for `patience` epochs."""
+    """Stop when a number of the validation split has not become better for `patience` epochs.
 
-    metric: Literal["valid_loss"] = "valid_loss"
+    The weights that are kept are those of the epoch in which it was best.
+    """
+
+    metric: str = "valid_loss"
+    """`valid_loss`, or `valid_` and the name of a metric, such as `valid_f1_macro`."""
     patience: int = Field(default=12, ge=0)
     min_delta: float = Field(default=0.0, ge=0)
-    """A fall smaller than this does not count."""
+    """A change smaller than this does not count."""
+
+
+class Ema(SpecModel):
+    """Keep an exponential moving average of the weights; it is measured, kept and exported."""
+
+    decay: float = Field(default=0.999, gt=0, lt=1)
+    """What is left of the average in each step; the newest weights are the rest."""
+    ramp: bool = True
+    """Begin with a smaller decay, `(1 + n) / (10 + n)` after n steps, so that the first weights
+    are forgotten soon (as in TensorFlow's ExponentialMovingAverage)."""
+
+
+class WarmStart(SpecModel):
+    """Begin with the weights of a bundle instead of new ones."""
+
+    bundle: str = Field(min_length=1, max_length=4096)
+    """Its folder, relative to the spec file, or an address such as s3://bucket/bundles/name."""
+    match: Literal["all", "some"] = "all"
+    """`all`: every weight must be there in the same shape. `some`: those that are not begin new,
+    and the report counts them."""
 
 
 class CheckpointSpec(SpecModel):
@@ -118,6 +70,8 @@ class CheckpointSpec(SpecModel):
     keep: int = Field(default=3, ge=1)
     """The newest so many stay; so do the one that a resume began from and the first that holds
     the best weights."""
+    keep_best: int = Field(default=1, ge=1, le=100)
+    """The trained model holds the weights of the so many best epochs."""
 
 
 class TrainingSpec(SpecModel):
@@ -127,9 +81,61 @@ class TrainingSpec(SpecModel):
     batch_size: Literal["auto", "full"] | Annotated[int, Field(ge=1, le=2**31)] = "auto"
     """The global batch; `full` is one step an epoch; `auto` is about a fortieth of the training
     rows, as a power of two from 32 to 1024."""
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=2**31)] = "auto"
+    """The most rows that a worker differentiates at once; the gradients of a global batch are
+    added up over them. `auto`: all rows at once, and half as many each time memory runs out."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after so many global steps, also within an epoch."""
+    max_time: float | None = Field(default=None, gt=0, le=1e9)
+    """Stop after so many seconds of training, over all attempts. The result then depends on the
+    machine's speed."""
     loss: Literal["auto"] | LossName = "auto"
     """`auto`: cross_entropy for classification, mse for regression."""
-    optimizer: OptimizerSpec = Adam(kind="adam")
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    """The share of a class label that is spread evenly over all classes (Szegedy et al., 2016).
+    The validation loss is smoothed too."""
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0, le=1e6)]] | None = (
+        None
+    )
+    """What a row of each class weighs in the loss. `balanced`: rows / (classes x rows of the
+    class), as scikit-learn has it, over the training rows."""
+    target_scale: Literal["auto", "standard", "none"] = "auto"
+    """Whether a regression learns its target minus the mean over the deviation of the training
+    rows; predictions and metrics are in the target's own units, losses are of the scaled one.
+    `auto`: `standard`, and `none` for linear and custom models."""
+    optimizer: OptimizerSpec = AdamW(kind="adamw")
     schedule: ScheduleSpec | None = None
+    warmup: Warmup | None = None
+    clip_norm: float | None = Field(default=None, gt=0)
+    """The gradient of a step is scaled down where its 2-norm over all weights is larger."""
+    clip_value: float | None = Field(default=None, gt=0)
+    """Each number of the gradient is cut to this size."""
+    ema: Ema | None = None
+    precision: Literal["auto"] | Precision = "auto"
+    """`auto` is float32. With the 16-bit types weights stay float32, and what can be computed in
+    16 bits is (torch.autocast); float16 scales the loss."""
+    compile: Literal["auto"] | bool = "auto"
+    """Whether torch.compile makes kernels of the model. `auto`: where the time that the
+    compilation takes is soon won back; the choice is part of the numerical result."""
+    on_nan: NanPolicy = "stop"
+    """What follows a loss or gradient that is not finite. `stop`: the run fails. `skip`: the step
+    is left out, and counted. `roll_back`: the run goes on from the end of the epoch before, with
+    half the learning rate, at most 5 times."""
     early_stopping: EarlyStopping | None = None
+    warm_start: WarmStart | None = None
     checkpoint: CheckpointSpec = CheckpointSpec()
+
+    @model_validator(mode="after")
+    def _one_way_to_clip(self) -> TrainingSpec:
+        if self.clip_norm is not None and self.clip_value is not None:
+            raise ValueError("`clip_norm` and `clip_value` exclude each other; choose one")
+        return self
+
+    @model_validator(mode="after")
+    def _rate_can_be_set(self) -> TrainingSpec:
+        problems = rate_mismatches(
+            self.optimizer, self.schedule, self.warmup, rolls_back=self.on_nan == "roll_back"
+        )
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self

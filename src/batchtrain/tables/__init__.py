@@ -20,6 +20,7 @@ from batchtrain.tables.source import (
     open_source,
     require_unchanged,
 )
+from batchtrain.tables.split_files import open_splits
 from batchtrain.tables.types import ColumnType, TableSchema, Unsupported
 
 __all__ = [
@@ -44,6 +45,7 @@ __all__ = [
     "neutralise_formulas",
     "num_files",
     "open_source",
+    "open_splits",
     "plan_units",
     "read_blocks",
     "read_unit",

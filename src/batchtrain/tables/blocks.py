@@ -8,12 +8,21 @@ from contextlib import closing
 import pyarrow as pa
 
 from batchtrain.errors import DataError
+from batchtrain.tables.arrow_files import read_arrow, read_arrow_schema
 from batchtrain.tables.conform import conform
 from batchtrain.tables.delimited import read_names, read_text
+from batchtrain.tables.json_lines import count_lines, read_json_lines
 from batchtrain.tables.parquet import read_parquet, row_groups
 from batchtrain.tables.read_plan import FileRows, ReadUnit
 from batchtrain.tables.samples import SAMPLES
-from batchtrain.tables.source import Source, no_rows, num_files, require_unchanged, where_of
+from batchtrain.tables.source import (
+    Source,
+    SourceFile,
+    no_rows,
+    num_files,
+    require_unchanged,
+    where_of,
+)
 from batchtrain.tables.types import ColumnType
 
 __all__ = ["BLOCK_ROWS", "count_rows", "read_blocks", "read_unit", "recut"]
@@ -97,11 +106,23 @@ def count_rows(source: Source, place: int) -> tuple[int, bool]:
         file = source.files[place]
         if source.kind == "parquet":
             return sum(row_groups(file)), True
-        for table in read_text(file, read_names(file)[:1], ()):
-            num_rows += table.num_rows
+        for rows in _counted(source, file):
+            num_rows += rows
     except DataError:
         return num_rows, False
     return num_rows, True
+
+
+def _counted(source: Source, file: SourceFile) -> Iterator[int]:
+    """The rows of a file that has to be read for it, part by part."""
+    if source.kind == "jsonl":
+        yield from count_lines(file)
+    elif source.kind == "arrow":
+        for _row, table in read_arrow(file, read_arrow_schema(file).names[:1]):
+            yield table.num_rows
+    else:
+        for table in read_text(file, read_names(file)[:1], ()):
+            yield table.num_rows
 
 
 def _pieces(source: Source, columns: Mapping[str, ColumnType]) -> Iterator[pa.Table]:
@@ -172,7 +193,8 @@ def _conformed(
         columns,
         first_row=first_row,
         where=where_of(source, place),
-        row_in_file=in_file if source.kind == "csv" else None,
+        row_in_file=in_file if source.kind in {"csv", "jsonl"} else None,
+        has_header=source.kind == "csv",
     )
 
 
@@ -187,8 +209,11 @@ def _tables(
         yield 0, SAMPLES[source.sample]()
     elif source.kind == "parquet":
         yield from read_parquet(source.files[place], names, first_row=first_row)
+    elif source.kind == "arrow":
+        yield from read_arrow(source.files[place], names)
     else:
         row = 0
-        for table in read_text(source.files[place], names, source.null_values):
+        read = read_json_lines if source.kind == "jsonl" else read_text
+        for table in read(source.files[place], names, source.null_values):
             yield row, table
             row += table.num_rows

@@ -19,6 +19,7 @@ from batchtrain.tables.parse import (
     parse_numbers,
     try_cast,
 )
+from batchtrain.tables.times import is_temporal, parse_times, temporal_to_times
 from batchtrain.tables.types import ARROW_TYPES, ColumnType, Unsupported, column_type
 
 __all__ = ["conform", "plain_values"]
@@ -31,20 +32,22 @@ def conform(
     first_row: int,
     where: str,
     row_in_file: int | None = None,
+    has_header: bool = True,
 ) -> pa.Table:
     """Give the asked columns, in the asked order, in their one Arrow type each.
 
     Only casts without loss are made: a whole number becomes a float up to 2**53, a float without
     a fraction becomes an integer, 0 and 1 become flags, text that spells a value becomes it, and
-    integers and flags become their text. NaN is a missing value: it comes back as null. Columns
-    that are not asked for are ignored.
+    integers and flags become their text. Dates and times lose what is finer than a microsecond.
+    NaN is a missing value: it comes back as null. Columns that are not asked for are ignored.
 
     Args:
         table: Any rows with plain Arrow types (see `refuse_unsafe_types`).
         columns: Name to type.
         first_row: The `row_id` of the table's first row, for messages.
         where: The file or place, for messages.
-        row_in_file: How many rows of its CSV file come before the table, for messages.
+        row_in_file: How many rows of its text file come before the table, for messages.
+        has_header: Whether column names stand before the rows of that file.
 
     Returns:
         The same number of rows; one chunk a column.
@@ -61,7 +64,8 @@ def conform(
             row = int(np.argmax(bad))
             place = f"row_id {first_row + row}"
             if row_in_file is not None:
-                place = f"row {row_in_file + row + 1} (after the header; {place})"
+                after = "after the header; " if has_header else ""
+                place = f"row {row_in_file + row + 1} ({after}{place})"
             raise _misfit(name, wanted, values, bad, f"{where}, {place}")
         arrays[name] = converted
     return pa.table(arrays)
@@ -99,6 +103,8 @@ def _convert(values: pa.Array, wanted: ColumnType) -> tuple[pa.Array, Mask]:
     for found, convert in CONVERSIONS[wanted].items():
         if values.type == ARROW_TYPES[found]:
             return convert(values)
+    if wanted == "time" and is_temporal(values.type):
+        return temporal_to_times(values)
     if pa.types.is_uint64(values.type):
         return values, mask(pc.greater(values, pa.scalar(2**63 - 1, pa.uint64())))
     return values, present
@@ -131,6 +137,7 @@ CONVERSIONS: Mapping[ColumnType, Mapping[ColumnType, Conversion]] = {
     "number": {"integer": _integers_to_numbers, "string": parse_numbers},
     "boolean": {"integer": _to_booleans, "number": _to_booleans, "string": parse_booleans},
     "string": {"integer": _to_text, "boolean": _to_text},
+    "time": {"string": parse_times},
 }
 """Wanted type to found type to how one becomes the other; what is not listed does not."""
 
@@ -138,11 +145,17 @@ CONVERSIONS: Mapping[ColumnType, Mapping[ColumnType, Conversion]] = {
 def _misfit(
     name: str, wanted: ColumnType, values: pa.Array, bad: Mask, where: str
 ) -> SchemaMismatchError:
-    found = values[int(np.argmax(bad))].as_py()
+    cell = values[int(np.argmax(bad))]
+    try:
+        found = cell.as_py()
+    except (OverflowError, ValueError):  # a time that Python cannot hold
+        found = cell.cast(pa.int64()).as_py()
     more = int(bad.sum()) - 1
     others = f" (and in at least {more} more row{'s' if more > 1 else ''})" if more else ""
     kind = column_type(values.type)
-    if kind == "string":
+    if wanted == "time":
+        advice = "Write times as 2026-11-21 or 2026-11-21T08:30:00Z, or as numbers"
+    elif kind == "string":
         advice = (
             "Correct the cell; or list it under `data.null_values` if it means that the value is "
             "missing; or declare another kind for the column"

@@ -16,7 +16,7 @@ from batchtrain.tables.checked_text import CheckedText
 from batchtrain.tables.names import check_names, require_columns
 from batchtrain.tables.source import SourceFile, opened
 
-__all__ = ["read_names", "read_text"]
+__all__ = ["read_names", "read_text", "with_nulls"]
 
 BLOCK_BYTES = 4 << 20
 """The text that is parsed at once; no row may be longer."""
@@ -77,7 +77,7 @@ def read_text(
         nulls = pa.array(sorted(set(null_values)), type=pa.string())
         for batch in _parsed(text, file, dialect, names, columns):
             num_rows += batch.num_rows
-            cells = [_with_nulls(column, nulls) for column in batch.columns]
+            cells = [with_nulls(column, nulls) for column in batch.columns]
             yield pa.table(dict(zip(batch.schema.names, cells, strict=True)))
     if num_rows == 0:
         raise _no_rows(file)
@@ -116,7 +116,8 @@ def _parsed(
             raise DataError(problem)
 
 
-def _with_nulls(cells: pa.Array, nulls: pa.Array) -> pa.Array:
+def with_nulls(cells: pa.Array, nulls: pa.Array) -> pa.Array:
+    """Text cells with null for each that is one of `nulls`, apart from spaces around it."""
     is_missing = pc.is_in(cells, value_set=nulls)
     padded = pc.or_(
         pc.or_(pc.starts_with(cells, " "), pc.ends_with(cells, " ")),

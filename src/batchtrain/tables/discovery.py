@@ -12,9 +12,12 @@ from pathlib import Path
 
 from batchtrain.errors import DataError, UnsafeInputError
 
-__all__ = ["Discovery", "discover", "source_contains"]
+__all__ = ["LOCAL", "Discovery", "discover", "source_contains"]
 
 WILDCARDS = frozenset("*?[")
+
+LOCAL = ("./", "../", "/")
+"""What follows `hf:` begins so where it is a folder, and not a name of the hub."""
 
 Patterns = frozenset[tuple[str, ...]]
 """What may still follow on a path: alternatives, each a sequence of parts of the glob."""
@@ -27,10 +30,12 @@ class Discovery:
     Attributes:
         files: Relative URI to path, in the order of the URI's UTF-8 bytes.
         skipped: Relative URIs of entries that a rule leaves out; a folder ends in a slash.
+        splits: The split of each file, where the files come with splits; else empty.
     """
 
     files: dict[str, Path]
-    skipped: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
+    splits: tuple[str, ...] = ()
 
 
 @dataclass
@@ -82,8 +87,12 @@ def source_contains(source: str, base: Path, path: Path) -> bool:
         path: A file or folder that is about to be written. For a glob the answer is yes as soon
             as something below that folder could match.
     """
-    if source.startswith("sample:"):
+    if source.startswith(("sample:", "custom:")):
         return False
+    if source.startswith("hf:"):
+        source = source.removeprefix("hf:")
+        if not source.startswith(LOCAL):
+            return False
     target = (base / path).resolve()
     whole = base / source
     if not _has_wildcard(source) or whole.exists():
@@ -247,6 +256,4 @@ def _nothing_found(source: str, path: Path, skipped: tuple[str, ...] = ()) -> Da
     else:
         advice = "The path is relative to the spec file"
     what = "an empty folder" if path.is_dir() and not _has_wildcard(source) else "nothing"
-    return DataError(
-        f"source {source!r}: expected CSV or Parquet files at {path}, found {what}. {advice}"
-    )
+    return DataError(f"source {source!r}: expected files of rows at {path}, found {what}. {advice}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -10,6 +10,7 @@ from typing import TypeAlias
 import pyarrow as pa
 
 from batchtrain.errors import DataError, SchemaMismatchError
+from batchtrain.tables.arrow_files import read_arrow, read_arrow_schema
 from batchtrain.tables.conform import conform, plain_values
 from batchtrain.tables.delimited import read_names, read_text
 from batchtrain.tables.infer import (
@@ -19,6 +20,7 @@ from batchtrain.tables.infer import (
     evidence_of_type,
     family,
 )
+from batchtrain.tables.json_lines import read_keys, scan_json_lines
 from batchtrain.tables.parquet import read_parquet, read_schema, row_groups
 from batchtrain.tables.samples import SAMPLES
 from batchtrain.tables.source import Source, SourceFile, no_rows, num_files, where_of
@@ -78,6 +80,7 @@ def scan(source: Source) -> TableSchema:
     number (`inf` included), "boolean" if every cell is true or false, else "string". Digits that
     are no int64 (leading zeros, too many), and whole numbers beyond 2**53 between fractions,
     make the column "string": identifiers stay exact. A `nan` that is not a null value is text.
+    So it is in files of JSON lines, where one text (in quotes) makes its column "string".
 
     Files may differ in the order of columns, in integers against floats ("number" holds both),
     and in columns without any value.
@@ -167,12 +170,20 @@ def merge_scans(
 def column_names(source: Source) -> tuple[str, ...]:
     """The column names of all files, each once, in the order of their first appearance.
 
-    Only headers and footers are read.
+    Only headers and footers are read; files of JSON lines, which have none, are read whole.
     """
     if source.kind == "sample":
         return tuple(SAMPLES[source.sample]().column_names)
-    read = read_names if source.kind == "csv" else lambda file: read_schema(file).names
+    read = NAMES_OF[source.kind]
     return tuple(dict.fromkeys(name for file in source.files for name in read(file)))
+
+
+NAMES_OF: Mapping[str, Callable[[SourceFile], Sequence[str]]] = {
+    "csv": read_names,
+    "jsonl": read_keys,
+    "parquet": lambda file: read_schema(file).names,
+    "arrow": lambda file: read_arrow_schema(file).names,
+}
 
 
 def _items_of_file(source: Source, place: int) -> Iterator[ScanItem]:
@@ -203,9 +214,14 @@ def _scanned(source: Source, item: ScanItem) -> _FileScan:
     file = source.files[item.place]
     if source.kind == "csv":
         return _text_scan(file, source.null_values)
-    schema = read_schema(file)
+    if source.kind == "jsonl":
+        return _json_scan(file, source.null_values)
+    is_arrow = source.kind == "arrow"
+    schema = read_arrow_schema(file) if is_arrow else read_schema(file)
     found = _of_schema(schema)
     readable = [name for name in found if not isinstance(found[name], Unsupported)]
+    if is_arrow:
+        return _typed_scan(where, schema, read_arrow(file, readable))
     tables = read_parquet(file, readable, first_row=item.first_row, stop_row=item.stop_row)
     return _typed_scan(where, schema, tables)
 
@@ -232,6 +248,22 @@ def _text_scan(file: SourceFile, null_values: tuple[str, ...]) -> _FileScan:
             # Once a column is text, no other cell can change it.
             if isinstance(known, Evidence) and family(known) != "string":
                 result.columns[name] = known | evidence_of_cells(cells)
+    return result
+
+
+def _json_scan(file: SourceFile, null_values: tuple[str, ...]) -> _FileScan:
+    result = _FileScan(str(file.path), {})
+    for num_rows, columns in scan_json_lines(file, null_values):
+        for name, column in columns.items():
+            # A key that comes late was missing in all rows before.
+            before = result.missing.get(name, result.num_rows)
+            result.missing[name] = before + column.missing
+            known = result.columns.get(name, Evidence.NOTHING)
+            if isinstance(known, Evidence) and isinstance(column.found, Evidence):
+                result.columns[name] = known | column.found
+            elif isinstance(known, Evidence):
+                result.columns[name] = column.found
+        result.num_rows += num_rows
     return result
 
 

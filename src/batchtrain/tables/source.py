@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from io import BufferedReader
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from batchtrain.errors import DataError
-from batchtrain.tables.discovery import Discovery, discover
+from batchtrain.tables.discovery import LOCAL, Discovery, discover
+from batchtrain.tables.formats import FORMATS, SourceKind, format_of
+from batchtrain.tables.hugging_face import discover_hugging_face, is_hugging_face
 from batchtrain.tables.samples import canonical_sample_name
 
 __all__ = [
@@ -30,17 +31,7 @@ __all__ = [
     "where_of",
 ]
 
-SourceKind: TypeAlias = Literal["csv", "parquet", "sample"]
-
-FORMATS: dict[str, SourceKind] = {
-    ".csv": "csv",
-    ".csv.gz": "csv",
-    ".tsv": "csv",
-    ".tsv.gz": "csv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-}
-REMOTE = re.compile(r"^(hf:|[A-Za-z][A-Za-z0-9+.-]*://)")
+REMOTE = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
@@ -73,10 +64,14 @@ class Source:
     Attributes:
         text: As it was written in the spec.
         kind: The format of all files.
-        files: Sorted by the UTF-8 bytes of their names; empty for a sample.
-        null_values: The CSV cells that mean "missing".
+        files: Sorted by the UTF-8 bytes of their names, or in the order that their folder gives,
+            or split after split; empty for a sample.
+        null_values: The CSV cells and JSON values that mean "missing".
         skipped: Entries of a folder or glob that a rule leaves out.
         sample: The sample's name; empty for files.
+        splits: The split of each file, where the source has splits of its own; else empty.
+        hashes: What stands for its content, where that is known: name and sha256 of the rows of a
+            class of the user's, which are in these files for a while; else empty.
     """
 
     text: str
@@ -85,15 +80,18 @@ class Source:
     null_values: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     sample: str = ""
+    splits: tuple[str, ...] = ()
+    hashes: tuple[tuple[str, str], ...] = ()
 
 
 def open_source(source: str, *, base: Path, null_values: Sequence[str]) -> Source:
     """Find the files of a source and note what they are now; nothing is read yet.
 
     Args:
-        source: A .csv, .tsv (also with .gz) or .parquet file, a glob, a folder, or `sample:NAME`.
+        source: A file (see `formats.FORMATS`), a glob, a folder, `hf:./FOLDER`,
+            `hf:NAME@REVISION`, or `sample:NAME`.
         base: The folder that a relative source starts from.
-        null_values: The CSV cells that mean "missing", without spaces around them.
+        null_values: The CSV cells and JSON values that mean "missing", without spaces around.
 
     Raises:
         DataError: If nothing is found, formats are mixed, or the sample is unknown.
@@ -103,18 +101,26 @@ def open_source(source: str, *, base: Path, null_values: Sequence[str]) -> Sourc
     if source.startswith("sample:"):
         name = canonical_sample_name(source.removeprefix("sample:"))
         return Source(source, "sample", (), null_values=nulls, sample=name)
+    if source.startswith("custom:"):
+        raise DataError(
+            f"source {source!r}: expected files here, found a class of yours, which only the "
+            "`data` section of a run may name. Write its rows to a Parquet file and name that"
+        )
     if REMOTE.match(source):
         raise DataError(
-            f"source {source!r}: expected a local file, glob or folder, or `sample:NAME`; reading "
-            "from other places is not built yet. Copy the files to this machine first"
+            f"source {source!r}: expected a local file, glob or folder, `hf:NAME@REVISION` or "
+            "`sample:NAME`; reading from other places is not built yet. Copy the files to this "
+            "machine first"
         )
-    found = discover(source, base)
+    find = discover_hugging_face if is_hugging_face(source) else discover
+    found = find(source, base)
     return Source(
         text=source,
         kind=_format(source, found),
         files=tuple(_described(name, path) for name, path in found.files.items()),
         null_values=nulls,
         skipped=found.skipped,
+        splits=found.splits,
     )
 
 
@@ -158,6 +164,8 @@ def num_files(source: Source) -> int:
 
 def where_of(source: Source, place: int) -> str:
     """One of these places, for messages."""
+    if source.hashes:
+        return f"source {source.text!r}"
     return f"sample:{source.sample}" if source.kind == "sample" else str(source.files[place].path)
 
 
@@ -216,21 +224,31 @@ def _described(name: str, path: Path) -> SourceFile:
     return SourceFile(path, name, now.st_size, now.st_mtime_ns, now.st_ino, this_machine())
 
 
+def _explicit(path: str) -> str:
+    """A path that begins as one after `hf:` must."""
+    return path if path.startswith(LOCAL) else f"./{path}"
+
+
 def _format(source: str, found: Discovery) -> SourceKind:
     """The one format of all files, by the ends of their names."""
     formats: dict[SourceKind, str] = {}
     for name in found.files:
-        suffixes = [end for end in FORMATS if name.lower().endswith(end)]
-        if not suffixes:
+        kind = format_of(name)
+        if kind is None:
+            hint = "Rename it, remove it, or name the files by a glob such as '*.csv'"
+            if {"state.json", "dataset_dict.json"} & {each.split("/")[-1] for each in found.files}:
+                hint = (
+                    f"A folder that the datasets library saved is named as `hf:{_explicit(source)}`"
+                )
             raise DataError(
                 f"source {source!r}: expected files that end in {', '.join(FORMATS)}, found "
-                f"{name!r}. Rename it, remove it, or name the files by a glob such as '*.csv'"
+                f"{name!r}. {hint}"
             )
-        formats.setdefault(FORMATS[suffixes[0]], name)
+        formats.setdefault(kind, name)
     if len(formats) > 1:
         pair = " and ".join(repr(name) for name in formats.values())
         raise DataError(
-            f"source {source!r}: expected files of one format, found CSV and Parquet, such as "
-            f"{pair}. Name the files by a glob such as '*.parquet'"
+            f"source {source!r}: expected files of one format, found {' and '.join(formats)}, "
+            f"such as {pair}. Name the files by a glob such as '*.parquet'"
         )
     return next(iter(formats))

@@ -1,4 +1,4 @@
-"""The four types a column can have here, and how Arrow types map to them."""
+"""The types a column can have here, and how Arrow types map to them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ __all__ = [
     "is_text",
 ]
 
-ColumnType: TypeAlias = Literal["integer", "number", "boolean", "string"]
+ColumnType: TypeAlias = Literal["integer", "number", "boolean", "string", "time"]
+"""A scan finds the first four; "time" is how a column is read that only orders rows."""
 
 ARROW_TYPES: Mapping[str, pa.DataType] = {
     "integer": pa.int64(),
     "number": pa.float64(),
     "boolean": pa.bool_(),
     "string": pa.string(),
+    "time": pa.timestamp("us"),
 }
 """Column type to the one Arrow type that stands for it in every block."""
 

@@ -40,13 +40,13 @@ def publish_checkpoint(
         draft.add_json("run.json", machine.to_json())
         return {"step": snapshot.step, "epoch": snapshot.epoch, "claim": claim}
 
-    name = CheckpointName(snapshot.step, claim)
+    name = CheckpointName(snapshot.place, claim)
     passed("checkpoint.begun")
     reuse_or_build(
         layout.storage,
         name.key(layout),
         CHECKPOINT,
-        inputs={"run": layout.run_id, "step": snapshot.step, "claim": claim},
+        inputs={"run": layout.run_id, "step": snapshot.place, "claim": claim},
         build=build,
         check=check_owner,
     )

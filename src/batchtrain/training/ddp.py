@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from batchtrain.errors import TrainingError
+from batchtrain.training.ranks import Ranks
 
-__all__ = ["exact_ddp"]
+__all__ = ["FlatMean", "check_reduced", "exact_ddp"]
 
 WARM_UP_BACKWARDS = 2
 """DDP notes the order of the gradients in the first backward and cuts its buckets anew, once, at
@@ -65,6 +67,83 @@ def exact_ddp(
     return wrapped
 
 
+def check_reduced(wrapped: nn.Module) -> None:
+    """Make sure that the latest backward has added up the gradients of all ranks.
+
+    Raises:
+        TrainingError: If DDP still waits for that of a parameter.
+    """
+    if not isinstance(wrapped, DistributedDataParallel):
+        return
+    try:
+        wrapped._check_reducer_finalized()
+    except RuntimeError as error:
+        raise TrainingError(
+            "expected every forward to use the parameters that the first one used, found one that "
+            "does not: several workers cannot add up their gradients then. Use each of them in "
+            "each forward, times 0 where it is not wanted; or take `determinism: canonical`, or "
+            "one worker"
+        ) from error
+
+
+@dataclass(frozen=True)
+class FlatMean:
+    """Takes the mean of all gradients over the ranks in one collective, always in one order.
+
+    Attributes:
+        used: The parameters that get a gradient on some rank; the others keep none.
+        size: The number of ranks.
+    """
+
+    used: Sequence[nn.Parameter]
+    size: int
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, ranks: Ranks, *, backward: Callable[[nn.Module], None]
+    ) -> FlatMean:
+        """Find out which parameters are used; all ranks call this at the same time.
+
+        Args:
+            model: In the place where it trains, with the same weights on all ranks.
+            ranks: All of them; the default process group is theirs.
+            backward: See `exact_ddp`.
+
+        Raises:
+            TrainingError: If no parameter gets a gradient.
+        """
+        wanted = [each for each in model.parameters() if each.requires_grad]
+        with _left_as_it_was(model):
+            _forget_gradients(model)
+            backward(model)
+            marks = [each.grad is not None for each in wanted]
+        of_ranks = ranks.gather(marks)
+        used = [each for each, *has in zip(wanted, *of_ranks, strict=True) if any(has)]
+        if not used:
+            raise _no_gradient(model)
+        return cls(used, ranks.size)
+
+    def take(self) -> None:
+        """Put the mean over the ranks in the place of each gradient."""
+        flat_P = torch.cat([_gradient(each).flatten() for each in self.used])
+        dist.all_reduce(flat_P)
+        flat_P /= self.size
+        parts = flat_P.split([each.numel() for each in self.used])
+        for each, part in zip(self.used, parts, strict=True):
+            each.grad = torch.empty_like(each).copy_(part.view(each.shape))
+
+
+def _gradient(parameter: nn.Parameter) -> Tensor:
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+
+
+def _no_gradient(model: nn.Module) -> TrainingError:
+    return TrainingError(
+        f"{type(model).__name__}: expected at least one parameter to get a gradient, found "
+        "none. Use the parameters in forward(), outside of torch.no_grad() and detach()"
+    )
+
+
 def _has_unused(model: nn.Module, backward: Callable[[nn.Module], None]) -> bool:
     """Whether a parameter that is to be trained gets no gradient on some rank.
 
@@ -75,10 +154,7 @@ def _has_unused(model: nn.Module, backward: Callable[[nn.Module], None]) -> bool
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     used = sum(parameter.grad is not None for parameter in wanted)
     if not used:
-        raise TrainingError(
-            f"{type(model).__name__}: expected at least one parameter to get a gradient, found "
-            "none. Use the parameters in forward(), outside of torch.no_grad() and detach()"
-        )
+        raise _no_gradient(model)
     unused = torch.tensor([len(wanted) - used], device=wanted[0].device)
     dist.all_reduce(unused, op=dist.ReduceOp.MAX)
     return bool(unused.item())

@@ -5,27 +5,43 @@ whatever the number of ranks, and sums that are rounded in another order. With `
 batch is divided into 8 groups of rows, whoever holds them. The groups' gradients are added in
 their order, so that the bits are the same for any number of ranks; dropout draws by the group.
 
+Either way the rows of a part may be differentiated in micro-batches, in 16 bits or by compiled
+kernels; see `GradientRules`. The gradient is that of the whole batch: what is divided by is known
+before the first row is differentiated.
+
 Shapes: G groups, P parameters, B rows of a part, K outputs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from batchtrain.errors import TrainingError
 from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss
-from batchtrain.points import passed
-from batchtrain.row_order import counter_generator
-from batchtrain.spec.run import CANONICAL_GROUPS, Determinism
-from batchtrain.training.ddp import exact_ddp
+from batchtrain.models.steps import trainable
+from batchtrain.spec.run import Determinism
+from batchtrain.training.canonical import InGroups, held_groups
+from batchtrain.training.ddp import FlatMean, check_reduced, exact_ddp
+from batchtrain.training.micro_batches import micro_batches
+from batchtrain.training.passes import (
+    PLAIN,
+    TINY,
+    GradientRules,
+    dropout_seed,
+    make_forward,
+    refuse_batch_norm,
+    seed_dropout,
+)
 from batchtrain.training.ranks import Ranks
 
-__all__ = ["Gradients", "held_groups", "make_gradients"]
+__all__ = ["PLAIN", "GradientRules", "Gradients", "held_groups", "make_gradients"]
 
 
 class Gradients(Protocol):
@@ -67,7 +83,12 @@ class Gradients(Protocol):
 
 
 def make_gradients(
-    determinism: Determinism, ranks: Ranks, device: torch.device, *, seed: int
+    determinism: Determinism,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    seed: int,
+    rules: GradientRules = PLAIN,
 ) -> Gradients:
     """The way of a spec.
 
@@ -75,30 +96,43 @@ def make_gradients(
         TrainingError: If there are more ranks than a canonical batch has groups.
     """
     if determinism == "order":
-        return _ByRank(ranks, device, seed)
-    return _InGroups(ranks, device, seed)
+        return _ByRank(ranks, device, seed, rules)
+    return InGroups(ranks, device, seed, rules)
 
 
 class _ByRank:
-    """Each rank differentiates its rows at once; DDP takes the mean over the ranks."""
+    """Each rank differentiates its rows; the mean over the ranks is taken by DDP.
 
-    def __init__(self, ranks: Ranks, device: torch.device, seed: int) -> None:
+    Compiled kernels give their gradients all at once, so that DDP has nothing to overlap: the mean
+    is taken in one go then.
+    """
+
+    def __init__(self, ranks: Ranks, device: torch.device, seed: int, rules: GradientRules) -> None:
         self.num_parts = ranks.size
         self.parts = range(ranks.rank, ranks.rank + 1)
+        self._ranks = ranks
         self._device = device
-        self._dropout_seed = _dropout_seed(seed, ranks.rank)
+        self._rules = rules
+        self._pass = rules.make_pass(self.num_parts, device)
+        self._dropout_seed = dropout_seed(seed, ranks.rank)
         self._awaited: list[tuple[str, nn.Parameter]] = []
+        self._mean: FlatMean | None = None
 
     def wrap(self, model: nn.Module, loss: Loss, row: Batch) -> nn.Module:
         """See `Gradients.wrap`; with one rank the model is its own wrapper."""
+        inside = trainable(model)
         if self.num_parts == 1:
-            return model
-        _refuse_batch_norm(model, "with several workers", "each worker", "LayerNorm, or one worker")
+            return inside
+        refuse_batch_norm(model, "with several workers", "each worker", "LayerNorm, or one worker")
+        forward = make_forward(self._rules.precision, self._device)
 
         def backward(wrapped: nn.Module) -> None:
-            loss(wrapped(row.numeric_BF, row.codes_BC), row, 1.0).backward()
+            forward(wrapped, loss, row, 1.0).backward()
 
-        wrapped = exact_ddp(model, backward=backward)
+        if self._rules.compile:
+            self._mean = FlatMean.of(inside, self._ranks, backward=backward)
+            return inside
+        wrapped = exact_ddp(inside, backward=backward)
         if not wrapped.find_unused_parameters:
             self._awaited = [
                 (name, each) for name, each in model.named_parameters() if each.requires_grad
@@ -109,90 +143,62 @@ class _ByRank:
         self, model: nn.Module, loss: Loss, batches: list[Batch], rows: int, step: int
     ) -> Tensor:
         """See `Gradients.gradient`."""
-        _seed_dropout(self._dropout_seed + step, self._device)
+        seed_dropout(self._dropout_seed + step, self._device)
         (batch,) = batches
-        # DDP divides by the ranks; with one of them this is the plain mean.
-        denominator = None if self.num_parts == 1 else rows / self.num_parts
-        value = loss(model(batch.numeric_BF, batch.codes_BC), batch, denominator)
-        passed("step.forward")
-        value.backward()
+        scale = self._rules.scale
+        pieces = micro_batches(batch, self._rules.micro_rows)
+        denominator = self._denominator(loss, batch, rows)
+        if denominator is None and (len(pieces) > 1 or scale != 1.0):
+            denominator = float(rows)
+        if denominator is not None and scale != 1.0:
+            denominator = denominator / scale
+        value = self._added(model, loss, pieces, denominator)
         _check_used(self._awaited)
-        passed("step.backward")
-        return value.detach()
+        if self._mean is not None:
+            self._mean.take()
+        if scale != 1.0:
+            _multiply(model, 1.0 / scale)
+            value = value / scale
+        return value
 
     def loss_divisor(self, rows: int) -> float:
         """See `Gradients.loss_divisor`."""
         return self.num_parts
 
+    def _denominator(self, loss: Loss, batch: Batch, rows: int) -> Tensor | float | None:
+        """By what the sum over this rank's rows is divided; None for the mean over them."""
+        if not loss.is_weighted:
+            # DDP divides by the ranks; with one of them this is the plain mean.
+            return None if self.num_parts == 1 else rows / self.num_parts
+        mine = loss.weight_sum(batch)
+        if self.num_parts == 1:
+            return mine.clamp_min(TINY)
+        everyone = self._ranks.gather_tensor(mine.reshape(1))
+        return torch.stack(everyone).sum().clamp_min(TINY) / self.num_parts
 
-class _InGroups:
-    """The batch's groups one by one; their gradients are gathered, and added in their order."""
-
-    def __init__(self, ranks: Ranks, device: torch.device, seed: int) -> None:
-        if ranks.size > CANONICAL_GROUPS:
-            raise TrainingError(
-                f"expected at most {CANONICAL_GROUPS} workers with `determinism: canonical`, "
-                f"found {ranks.size}: each holds one of the batch's {CANONICAL_GROUPS} groups or "
-                "more. Use fewer workers, or `determinism: order`"
-            )
-        self.num_parts = CANONICAL_GROUPS
-        self.parts = held_groups(ranks.size, ranks.rank)
-        self._ranks = ranks
-        self._device = device
-        self._dropout_seeds = [_dropout_seed(seed, part) for part in self.parts]
-
-    def wrap(self, model: nn.Module, loss: Loss, row: Batch) -> nn.Module:
-        """See `Gradients.wrap`; DDP would add in an order of its own."""
-        _refuse_batch_norm(
-            model, "with `determinism: canonical`", "each group", "LayerNorm, or `order`"
-        )
-        return model
-
-    def gradient(
-        self, model: nn.Module, loss: Loss, batches: list[Batch], rows: int, step: int
+    def _added(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        pieces: Sequence[Batch],
+        denominator: Tensor | float | None,
     ) -> Tensor:
-        """See `Gradients.gradient`."""
-        trained = [each for each in model.parameters() if each.requires_grad]
-        found, values = [], []
-        for batch, seed in zip(batches, self._dropout_seeds, strict=True):
-            _seed_dropout(seed + step, self._device)
-            value = loss(model(batch.numeric_BF, batch.codes_BC), batch, 1.0)
-            passed("step.forward")
-            gradients = torch.autograd.grad(value, trained, allow_unused=True)
-            passed("step.backward")
-            found.append(gradients)
-            values.append(value.detach())
-        total_P, used = self._sum_of_groups(found, trained)
-        parts = (total_P / rows).split([each.numel() for each in trained])
-        for each, is_used, part in zip(trained, used, parts, strict=True):
-            # A parameter that the loss does not use has no gradient, as with `order`; the others
-            # have one that lies in memory as they do, which the fused kernels take for granted.
-            each.grad = torch.empty_like(each).copy_(part.view(each.shape)) if is_used else None
-        return torch.stack(values)
+        """Differentiate one piece after the other; the ranks take the mean with the last one."""
+        *others, last = pieces
+        if not others:
+            return self._pass(model, loss, last, denominator)
+        with model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext():
+            values = [self._pass(model, loss, piece, denominator) for piece in others]
+        values.append(self._pass(model, loss, last, denominator))
+        if self._awaited:
+            # The pieces before have left a gradient of each, so that none can tell.
+            check_reduced(model)
+        return torch.stack(values).sum()
 
-    def loss_divisor(self, rows: int) -> float:
-        """See `Gradients.loss_divisor`."""
-        return rows
 
-    def _sum_of_groups(
-        self, mine: Sequence[tuple[Tensor | None, ...]], trained: list[nn.Parameter]
-    ) -> tuple[Tensor, list[bool]]:
-        """Add up the groups of all ranks, always in the order of the groups.
-
-        Returns:
-            The sum: [P]. And for each parameter, whether the loss of any group uses it: the
-            groups of one rank may use others than those of the next.
-        """
-        size = self._ranks.size
-        most = -(-CANONICAL_GROUPS // size)
-        mine_P = [_flat(each, trained) for each in mine]
-        mine_GP = torch.stack([*mine_P, *[torch.zeros_like(mine_P[0])] * (most - len(mine_P))])
-        total_P = torch.zeros_like(mine_P[0])
-        for rank, gathered_GP in enumerate(self._ranks.gather_tensor(mine_GP)):
-            for place in range(len(held_groups(size, rank))):
-                total_P += gathered_GP[place]
-        sum_P, uses = total_P.split([len(total_P) - len(trained), len(trained)])
-        return sum_P, [count > 0 for count in uses.tolist()]
+def _multiply(model: nn.Module, factor: float) -> None:
+    found = [each.grad for each in model.parameters() if each.grad is not None]
+    torch._foreach_mul_(found, factor)
 
 
 def _check_used(awaited: list[tuple[str, nn.Parameter]]) -> None:
@@ -211,52 +217,4 @@ def _check_used(awaited: list[tuple[str, nn.Parameter]]) -> None:
                 f"that does not use {name!r}: several workers cannot add up their gradients then. "
                 "Use it in each forward, times 0 where it is not wanted; or take "
                 "`determinism: canonical`, or one worker"
-            )
-
-
-def held_groups(size: int, rank: int) -> range:
-    """The groups that a rank holds."""
-    return range(rank * CANONICAL_GROUPS // size, (rank + 1) * CANONICAL_GROUPS // size)
-
-
-def _flat(gradients: tuple[Tensor | None, ...], trained: list[nn.Parameter]) -> Tensor:
-    """The gradients of all parameters in one row, zeros where there is none; and which there are.
-
-    The marks are behind the gradients, a 1 or a 0 for each parameter.
-    """
-    flat = [
-        (torch.zeros_like(parameter) if gradient is None else gradient).flatten()
-        for gradient, parameter in zip(gradients, trained, strict=True)
-    ]
-    return torch.cat([*flat, flat[0].new_tensor([each is not None for each in gradients])])
-
-
-def _dropout_seed(seed: int, part: int) -> int:
-    """31 bits from which a part of the batch counts the steps.
-
-    torch's CPU generator keeps 32 bits of a seed, so consecutive steps get consecutive seeds: no
-    two steps of a part share one.
-    """
-    key = ("dropout",) if part == 0 else ("dropout", part)
-    return int(counter_generator(seed, *key).random_raw(1)[0] >> 33)
-
-
-def _seed_dropout(seed: int, device: torch.device) -> None:
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(seed)
-
-
-def _refuse_batch_norm(model: nn.Module, where: str, who: str, instead: str) -> None:
-    """Refuse layers whose output for a row depends on the other rows of its part.
-
-    Raises:
-        TrainingError: If the model has one.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise TrainingError(
-                f"expected a model without batch normalisation {where}, found "
-                f"{type(module).__name__} in {name!r}: {who} would normalise by its own rows. "
-                f"Use {instead}"
             )

@@ -50,6 +50,9 @@ class StateKeeper:
         saver: Saver | None,
         stop_requested: Callable[[], bool],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        max_seconds: float | None = None,
+        seconds_before: float = 0.0,
     ) -> None:
         """Begin to count the seconds.
 
@@ -59,6 +62,10 @@ class StateKeeper:
             saver: Rank 0's; None on the others.
             stop_requested: Whether somebody asked this rank for a stop.
             clock: Seconds that never go back.
+            max_seconds: When the time for the training is up; None where it has as much as it
+                needs.
+            seconds_before: Those that earlier attempts took, up to the checkpoint that this one
+                goes on from.
         """
         self._rules = rules
         self._ranks = ranks
@@ -66,28 +73,38 @@ class StateKeeper:
         self._stop_requested = stop_requested
         self._clock = clock
         self._saved_at = clock()
+        self._max_seconds = max_seconds
+        self._began_at = clock() - seconds_before
         self._pace = _Pace(clock())
         self._look_at = 0
 
     def goes_on(self, state: TrainState, losses: StepLosses) -> bool:
         """See `batchtrain.training.loop.Keeper`."""
-        if state.step < self._look_at:
+        # Not the step: after a roll-back that is one that was looked at already.
+        place = state.place
+        if place < self._look_at:
             return True
-        orders = self._agree(state.step)
+        orders = self._agree(place)
         self._look_at = int(orders["look_at"])
-        if orders["stop"] or orders["save"]:
+        if orders["over"] and not orders["stop"]:
+            state.ended_by = state.ended_by or "max_time"
+        elif orders["stop"] or orders["save"]:
             # A loss that is not finite is found before a state that came of it is saved.
             losses.flush()
             if self._saver is not None:
+                if self._max_seconds is not None:
+                    state.seconds = self._clock() - self._began_at
                 self._saver.save(state.snapshot(), wait=bool(orders["stop"]))
             self._saved_at = self._clock()
         return not orders["stop"]
 
     def _agree(self, step: int) -> dict[str, int]:
         """What rank 0 orders; any rank may ask for a stop."""
-        mine = {"stop": int(self._stop_requested()), "save": 0, "look_at": step + 1}
+        mine = {"stop": int(self._stop_requested()), "save": 0, "over": 0, "look_at": step + 1}
         if self._saver is not None:
             mine["save"] = int(self._is_due(step, self._saver))
+            if self._max_seconds is not None:
+                mine["over"] = int(self._clock() - self._began_at >= self._max_seconds)
         if self._ranks.size == 1:
             return mine
         now = self._clock()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from batchtrain.artifacts.claims import read_claims
 from batchtrain.errors import ArtifactMissingError
-from batchtrain.progress import Progress
+from batchtrain.progress import Progress, TrainingStanding
 from batchtrain.training.lineage import published_checkpoints
 from batchtrain.training.machine import machine_in_force
 from batchtrain.training.rank import TrainTask, resumed_state
@@ -31,6 +31,10 @@ class SentProgress(Progress):
         """See `Progress.working`."""
         self._send({"working": what, "done": done, "total": total})
 
+    def training(self, standing: TrainingStanding) -> None:
+        """See `Progress.training`."""
+        self._send({"training": asdict(standing)})
+
     def note(self, text: str) -> None:
         """See `Progress.note`."""
         self._send({"note": text})
@@ -42,6 +46,8 @@ def hear_progress(value: Mapping[str, Any], progress: Progress) -> None:
         progress.note(value["note"])
     elif "working" in value:
         progress.working(value["working"], value["done"], value["total"])
+    elif "training" in value:
+        progress.training(TrainingStanding(**value["training"]))
     else:
         progress.epoch_finished(value["epoch"], value["epochs"])
 

@@ -31,7 +31,7 @@ class CheckpointName:
     """What tells the checkpoints of a run apart; they sort by step, never by time.
 
     Attributes:
-        step: Global steps taken.
+        step: Global steps taken, those too that were undone since.
         claim: The claim whose owner wrote it.
     """
 

@@ -10,7 +10,7 @@ import torch
 
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.spec.run import Determinism
-from batchtrain.training.gradients import make_gradients
+from batchtrain.training.gradients import PLAIN, GradientRules, make_gradients
 from batchtrain.training.machine import MachineChoices
 from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.ranks import Ranks
@@ -59,6 +59,7 @@ class RowLoader:
         *,
         ranks: Ranks,
         determinism: Determinism,
+        rules: GradientRules = PLAIN,
     ) -> RankWorker:
         """The worker of one rank, its rows in memory or streaming.
 
@@ -68,12 +69,15 @@ class RowLoader:
             measured: The splits that are measured.
             ranks: Which of how many this is.
             determinism: Whether the bits may depend on the number of ranks.
+            rules: How the rows of a part are differentiated.
 
         Raises:
             ArtifactDamagedError: If a shard is not what it must be.
             TrainingError: If there are more ranks than `canonical` has groups.
         """
-        gradients = make_gradients(determinism, ranks, self.device, seed=plan.order.seed)
+        gradients = make_gradients(
+            determinism, ranks, self.device, seed=plan.order.seed, rules=rules
+        )
         blocks = {
             split: held_blocks(
                 self.prepared.num_rows(split),

@@ -37,6 +37,8 @@ class MachineChoices:
         torch: The version of torch.
         python: The version of Python.
         batchtrain: The version of batchtrain.
+        micro_rows: The most rows that a rank differentiates at once; None for all of its part.
+        compile: Whether the gradient comes of compiled kernels.
     """
 
     device: str
@@ -49,6 +51,9 @@ class MachineChoices:
     torch: str
     python: str
     batchtrain: str
+    # Records of versions that had no such choice lack them.
+    micro_rows: int | None = None
+    compile: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """The choices as JSON."""
@@ -62,6 +67,8 @@ class MachineChoices:
             "fused": self.fused,
             "gather_rows": self.gather_rows,
             "rows": self.rows,
+            "micro_rows": self.micro_rows,
+            "compile": self.compile,
         }
 
     def differences(self, other: MachineChoices) -> dict[str, tuple[Any, Any]]:

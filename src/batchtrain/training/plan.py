@@ -19,16 +19,32 @@ class TrainingPlan:
         order: The order of the training rows.
         batch_rows: B, the rows of a global batch.
         epochs: How many epochs at most.
+        max_steps: How many steps at most; None where the epochs alone say it.
     """
 
     order: RowOrder
     batch_rows: int
     epochs: int
+    max_steps: int | None = None
 
     @property
     def steps_per_epoch(self) -> int:
         """How many global batches an epoch has; the last one may be short."""
         return self.order.num_batches(self.batch_rows)
+
+    @property
+    def last_step(self) -> int:
+        """How many steps are taken where nothing ends the training before."""
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.max_steps is None else min(steps, self.max_steps)
+
+    def end_of(self, epoch: int) -> int:
+        """The step with which an epoch ends, which may be in the middle of its rows."""
+        return min((epoch + 1) * self.steps_per_epoch, self.last_step)
+
+    def steps_into(self, epoch: int, step: int) -> int:
+        """How many steps of an epoch are over where `step` steps are over in all."""
+        return step - epoch * self.steps_per_epoch
 
     def rows_before(self, step: int) -> int:
         """The rows of all global batches before a step."""
@@ -66,4 +82,4 @@ def global_batch_rows(spec: TrainingSpec, *, num_rows: int) -> int:
 def make_plan(spec: TrainingSpec, order: RowOrder) -> TrainingPlan:
     """Resolve the batch size against the number of training rows."""
     batch_rows = global_batch_rows(spec, num_rows=order.num_rows)
-    return TrainingPlan(order=order, batch_rows=batch_rows, epochs=spec.epochs)
+    return TrainingPlan(order, batch_rows, spec.epochs, spec.max_steps)

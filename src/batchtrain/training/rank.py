@@ -5,36 +5,49 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from batchtrain.artifacts import Artifact, RunLayout, open_artifact
 from batchtrain.artifacts.claims import check_fence
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.trained import CHECKPOINT
-from batchtrain.errors import ArtifactError, InterruptedRunError, StorageError, TrainingError
+from batchtrain.errors import ArtifactError, InterruptedRunError, TrainingError
 from batchtrain.models.build import build_model
+from batchtrain.models.early_stop import EarlyStop
 from batchtrain.models.inputs import ModelInputs
 from batchtrain.models.losses import Loss, make_loss, num_outputs, resolve_loss
-from batchtrain.models.optim import EarlyStop, build_optimizer, build_schedule
+from batchtrain.models.optimizers import build_optimizer
+from batchtrain.models.schedules import build_schedule
+from batchtrain.models.target_scale import TargetScale
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.run import RunSpec
+from batchtrain.spec.task import class_weights_in_force, target_scale_in_force
 from batchtrain.training.checkpoints import restore
-from batchtrain.training.keeping import StateKeeper
+from batchtrain.training.deciding import Watched
+from batchtrain.training.ema import WeightAverage
+from batchtrain.training.gradients import GradientRules
+from batchtrain.training.keeping import Saver, StateKeeper
 from batchtrain.training.lineage import CheckpointName
 from batchtrain.training.loading import RowLoader
 from batchtrain.training.loop import train_until_done
 from batchtrain.training.machine import MachineChoices, machine_in_force
+from batchtrain.training.micro_batches import memory_told
 from batchtrain.training.plan import TrainingPlan, make_plan, row_order
+from batchtrain.training.precision import LossScaler, precision_in_force
+from batchtrain.training.profiling import ProfiledWorker, StepTrace
 from batchtrain.training.ranks import Ranks
 from batchtrain.training.rows import measured_splits
 from batchtrain.training.saving import CheckpointWriter
-from batchtrain.training.shards import CheckedShards, ShardReader, StoredShards
+from batchtrain.training.shards import CheckedShards, ScaledShards, ShardReader, StoredShards
 from batchtrain.training.state import TrainState, weights_of
-from batchtrain.training.tracking import RunWatcher, open_event_log
+from batchtrain.training.tracking import LogSources, RunWatcher, open_run_logs
+from batchtrain.training.warm_start import other_inputs, take_weights, warm_start_bundle
+from batchtrain.training.worker import RankWorker, Worker
 
 __all__ = ["TrainTask", "resumed_state", "train_rank"]
 
@@ -55,6 +68,7 @@ class TrainTask:
         resumed: The one to go on from; None for a start.
         digest: The digest of its manifest, so that no rank goes on from another.
         inexact: What this attempt cannot do as the one before did.
+        assets: The files that a custom model needs, by name: a rank may not see the spec's folder.
     """
 
     loaded: LoadedSpec
@@ -68,6 +82,7 @@ class TrainTask:
     resumed: CheckpointName | None = None
     digest: str = ""
     inexact: tuple[Mapping[str, Any], ...] = ()
+    assets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @property
     def spec(self) -> RunSpec:
@@ -76,8 +91,25 @@ class TrainTask:
 
     @property
     def loss(self) -> Loss:
-        """What is minimised."""
-        return make_loss(resolve_loss(self.spec.training.loss, self.prepared.task))
+        """What is minimised, of targets that are scaled already."""
+        training, prepared = self.spec.training, self.prepared
+        return make_loss(
+            resolve_loss(training.loss, prepared.task),
+            label_smoothing=training.label_smoothing,
+            class_weights=class_weights_in_force(training, prepared.classes, prepared.class_rows),
+            row_weights=prepared.has_weights,
+            target_scale=self.target_scale,
+        )
+
+    @property
+    def target_scale(self) -> TargetScale | None:
+        """How the targets are scaled before the model sees them; None where they are not."""
+        prepared = self.prepared
+        asked = target_scale_in_force(self.spec.training, prepared.task, self.spec.model.kind)
+        statistics = prepared.target_statistics
+        if asked == "none" or statistics is None:
+            return None
+        return TargetScale(*statistics)
 
     @property
     def inputs(self) -> ModelInputs:
@@ -125,31 +157,33 @@ def train_rank(
         InterruptedRunError: If a rank was asked to stop; a checkpoint is published then.
         DivergedError: If the loss is no longer a finite number.
         FencedError: If another process has taken the run over.
+        RankMemoryError: If a step does not fit into memory.
     """
-    plan, measured = task.plan, task.measured
-    reader = CheckedShards(shards or StoredShards(task.prepared), task.prepared, task.inputs)
+    plan, training = task.plan, task.spec.training
     with machine_in_force(task.machine) as device, ExitStack() as stack:
-        worker = RowLoader(reader, task.prepared, device).worker(
-            plan, task.machine, measured, ranks=ranks, determinism=task.spec.determinism
-        )
+        loss = task.loss.on(device)
+        note = progress.note if ranks.rank == 0 else Progress().note
+        state = resumed_state(task, device, note)
+        reader = _reader(task, shards or StoredShards(task.prepared))
+        worker = _worker(task, reader, state, device, ranks)
         stack.callback(worker.close)
-        state = resumed_state(task, device)
-        if ranks.size > 1:
-            _check_same_weights(state, ranks)
+        _check_same_weights(state, ranks)
         writer = watcher = None
         if ranks.rank == 0:
             writer = stack.enter_context(_checkpoint_writer(task, state))
             watcher = stack.enter_context(_watcher(task, state, plan, progress))
-        keeper = StateKeeper(task.spec.training.checkpoint, ranks, writer, stop_requested)
-        done = train_until_done(
-            state, worker, plan, task.loss, watcher or RunWatcher.silent(), keeper, measured
-        )
+        watcher = watcher or RunWatcher.silent()
+        keeper = _keeper(task, state, ranks, watcher.before(writer), stop_requested)
+        seen = _seen(worker, task, ranks, note, stack)
+        with memory_told():
+            done = train_until_done(
+                state, seen, plan, loss, watcher, keeper, task.measured, training, note
+            )
         if not done:
             # Whoever ends all ranks at the first error would cut off what rank 0 still writes.
             ranks.gather(None)
             raise _interrupted(state, task)
-        if ranks.size > 1:
-            _check_same_weights(state, ranks)
+        _check_same_weights(state, ranks)
         if save_last and writer is not None:
             writer.save(state.snapshot(), wait=True)
     # A rank that returned while rank 0 still writes would seem to have ended early.
@@ -157,9 +191,49 @@ def train_rank(
     return state
 
 
-def resumed_state(task: TrainTask, device: torch.device) -> TrainState:
+def _keeper(
+    task: TrainTask,
+    state: TrainState,
+    ranks: Ranks,
+    saver: Saver | None,
+    stop_requested: Callable[[], bool],
+) -> StateKeeper:
+    training = task.spec.training
+    return StateKeeper(
+        training.checkpoint,
+        ranks,
+        saver,
+        stop_requested,
+        max_seconds=training.max_time,
+        seconds_before=state.seconds,
+    )
+
+
+def _worker(
+    task: TrainTask, reader: ShardReader, state: TrainState, device: torch.device, ranks: Ranks
+) -> RankWorker:
+    """What serves this rank's rows and differentiates them."""
+    return RowLoader(reader, task.prepared, device).worker(
+        task.plan,
+        task.machine,
+        task.measured,
+        ranks=ranks,
+        determinism=task.spec.determinism,
+        rules=_rules(task, state, device),
+    )
+
+
+def _reader(task: TrainTask, shards: ShardReader) -> ShardReader:
+    """Reads rows that are checked, with targets as the model learns them."""
+    checked = CheckedShards(shards, task.prepared, task.inputs)
+    return checked if task.target_scale is None else ScaledShards(checked, task.target_scale)
+
+
+def resumed_state(
+    task: TrainTask, device: torch.device, note: Callable[[str], None] | None = None
+) -> TrainState:
     """The state to begin with: that of the checkpoint to go on from, or a new one."""
-    state = _new_state(task, device)
+    state = _new_state(task, device, note or Progress().note)
     if task.resumed is not None:
         restore(state, _checkpoint(task, task.resumed))
         state.inexact.extend(dict(entry) for entry in task.inexact)
@@ -177,7 +251,7 @@ def _checkpoint(task: TrainTask, name: CheckpointName) -> Artifact:
     return found
 
 
-def _new_state(task: TrainTask, device: torch.device) -> TrainState:
+def _new_state(task: TrainTask, device: torch.device, note: Callable[[str], None]) -> TrainState:
     spec = task.spec
     model = build_model(
         spec.model,
@@ -185,7 +259,11 @@ def _new_state(task: TrainTask, device: torch.device) -> TrainState:
         seed=spec.seed,
         allow_code=task.allow_code,
         search=task.loaded.path.parent,
+        assets=task.assets,
+        loss=task.loss,
     ).to(device)
+    # A checkpoint holds what was taken; the bundle may be gone by then.
+    warm_start = _warm_start(model, task, note) if task.resumed is None else None
     optimizer = build_optimizer(
         spec.training.optimizer, model.parameters(), fused=task.machine.fused
     )
@@ -193,8 +271,47 @@ def _new_state(task: TrainTask, device: torch.device) -> TrainState:
     return TrainState(
         model=model,
         optimizer=optimizer,
-        schedule=build_schedule(spec.training.schedule, optimizer, spec.training.epochs),
-        early_stop=EarlyStop(stopping.patience, stopping.min_delta) if stopping else None,
+        schedule=build_schedule(
+            spec.training.schedule,
+            optimizer,
+            spec.training.epochs,
+            warmup=spec.training.warmup,
+            steps_per_epoch=task.plan.steps_per_epoch,
+            max_steps=spec.training.max_steps,
+        ),
+        early_stop=EarlyStop(
+            stopping.patience, stopping.min_delta, mode=Watched.of(spec.training).mode
+        )
+        if stopping
+        else None,
+        scaler=LossScaler() if spec.training.precision == "float16" else None,
+        average=WeightAverage(spec.training.ema, model) if spec.training.ema else None,
+        warm_start=warm_start,
+    )
+
+
+def _warm_start(
+    model: nn.Module, task: TrainTask, note: Callable[[str], None]
+) -> dict[str, Any] | None:
+    """Put the weights of the spec's bundle into a new model, where it names one."""
+    spec = task.spec.training.warm_start
+    if spec is None:
+        return None
+    bundle = warm_start_bundle(spec, task.loaded.path.parent)
+    warning = other_inputs(bundle, task.prepared.preprocessing_state())
+    if warning:
+        note(warning)
+    return {**take_weights(model, bundle, spec), "warning": warning}
+
+
+def _rules(task: TrainTask, state: TrainState, device: torch.device) -> GradientRules:
+    plan = task.plan
+    return GradientRules(
+        micro_rows=task.machine.micro_rows,
+        precision=precision_in_force(task.spec.training.precision, device),
+        scaler=state.scaler,
+        compile=task.machine.compile,
+        batch_rows=min(plan.batch_rows, plan.order.num_rows),
     )
 
 
@@ -217,16 +334,32 @@ def _checkpoint_writer(task: TrainTask, state: TrainState) -> CheckpointWriter:
 def _watcher(
     task: TrainTask, state: TrainState, plan: TrainingPlan, progress: Progress
 ) -> RunWatcher:
-    try:
-        log = open_event_log(task.loaded, task.layout, state, task.inputs)
-    except (OSError, StorageError) as error:
-        progress.note(f"there are no event files for TensorBoard, they cannot be opened: {error}")
-        log = None
-    return RunWatcher(progress, log, task.spec.tracking.monitor, plan)
+    sources = LogSources(
+        task.loaded,
+        task.prepared,
+        task.layout,
+        task.machine,
+        task.inputs,
+        plan,
+        task.loss.name,
+    )
+    logs = open_run_logs(sources, state, progress.note)
+    return RunWatcher(progress, logs, plan=plan, state=state)
+
+
+def _seen(
+    worker: Worker, task: TrainTask, ranks: Ranks, note: Callable[[str], None], stack: ExitStack
+) -> Worker:
+    """The worker, with a trace of some of rank 0's steps where one was asked for."""
+    wanted = task.spec.tracking.profile
+    if wanted is None or ranks.rank != 0:
+        return worker
+    trace = stack.enter_context(StepTrace(task.layout, wanted, note))
+    return cast(Worker, ProfiledWorker(worker, trace, task.plan.steps_per_epoch))
 
 
 def _interrupted(state: TrainState, task: TrainTask) -> InterruptedRunError:
-    checkpoint = task.layout.checkpoint(state.step, task.claim)
+    checkpoint = task.layout.checkpoint(state.place, task.claim)
     return InterruptedRunError(
         f"stopped after step {state.step}; {state.epoch} of {task.plan.epochs} epochs are done, "
         f"and the checkpoint is {task.layout.storage.url(checkpoint)}. "
@@ -240,6 +373,8 @@ def _check_same_weights(state: TrainState, ranks: Ranks) -> None:
     Raises:
         TrainingError: If they do not: a rank computes something else.
     """
+    if ranks.size == 1:
+        return
     digest = hashlib.sha256()
     for name, value in sorted(weights_of(state.model).items()):
         digest.update(name.encode() + value.flatten().view(torch.uint8).numpy().tobytes())

@@ -29,6 +29,7 @@ __all__ = ["LaneShards", "RayShards", "lane_shards", "rank_shards", "shard_datas
 
 SHARD = "shard"
 COLUMNS = NUMERIC, CODES, TARGET, ROW_ID = "numeric", "codes", "target", "row_id"
+WEIGHT = "weight"
 
 READ_CPUS = 0
 """Reading needs a core, but to ask Ray for one would never be granted where the ranks hold all."""
@@ -159,7 +160,8 @@ def _read_shards(prepared: PreparedData, split: str, batch: Mapping[str, Any]) -
     rows = prepared.shard(split, shard)
     # Large, since a wide shard may have more than the 2 GiB of a plain binary column.
     columns = {
-        name: pa.array([getattr(rows, name).tobytes()], pa.large_binary()) for name in COLUMNS
+        name: pa.array([getattr(rows, name).tobytes()], pa.large_binary())
+        for name in _columns(prepared)
     }
     return pa.table({SHARD: [shard], **columns})
 
@@ -173,13 +175,17 @@ def _rows(prepared: PreparedData, batch: pa.Table, expected: int | None) -> Spli
             f"expected shard {expected} of {prepared.artifact.url} next, found {found}. "
             "Report this: the order of rows is not to depend on Ray Data"
         )
-    types = {NUMERIC: np.float32, CODES: np.int64, ROW_ID: np.int64}
+    types = {NUMERIC: np.float32, CODES: np.int64, ROW_ID: np.int64, WEIGHT: np.float32}
     types[TARGET] = np.float64 if prepared.task == "regression" else np.int64
     arrays = {
         name: np.frombuffer(batch[name].chunk(0)[0].as_buffer(), dtype=types[name])
-        for name in COLUMNS
+        for name in _columns(prepared)
     }
     size = len(arrays[ROW_ID])
     arrays[NUMERIC] = arrays[NUMERIC].reshape(size, prepared.num_numeric)
     arrays[CODES] = arrays[CODES].reshape(size, len(prepared.cardinalities))
     return SplitRows(**arrays)
+
+
+def _columns(prepared: PreparedData) -> tuple[str, ...]:
+    return (*COLUMNS, WEIGHT) if prepared.has_weights else COLUMNS

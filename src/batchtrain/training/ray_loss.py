@@ -80,8 +80,8 @@ def _lost_rank(error: WorkerGroupError, watch: GroupWatch, end: str) -> Batchtra
     if any(words in text for words in MEMORY_WORDS):
         return RankMemoryError(
             f"{expected} it was ended because memory ran out ({seen}). Lower "
-            "`training.batch_size`, set `resources.rows: streaming`, or use more workers. "
-            f"{end}"
+            "`training.micro_batch` or `training.batch_size`, set `resources.rows: streaming`, or "
+            f"use more workers. {end}"
         )
     if any(words in text for words in NODE_WORDS):
         return RankLostError(f"{expected} its node is gone ({seen}). {end}")

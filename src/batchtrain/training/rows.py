@@ -50,22 +50,26 @@ class Columns:
         num_numeric: F.
         num_codes: C.
         target: The type of the target: int64 class codes, or float32 values.
+        has_weights: Whether each row has a weight of its own.
     """
 
     num_numeric: int
     num_codes: int
     target: torch.dtype
+    has_weights: bool = False
 
     @classmethod
     def of(cls, prepared: PreparedData) -> Columns:
         """The columns of prepared data."""
         target = torch.float32 if prepared.task == "regression" else torch.int64
-        return cls(prepared.num_numeric, len(prepared.cardinalities), target)
+        codes = len(prepared.cardinalities)
+        return cls(prepared.num_numeric, codes, target, prepared.has_weights)
 
     @property
     def row_bytes(self) -> int:
         """What a row takes in tensors."""
-        return 4 * self.num_numeric + 8 * self.num_codes + self.target.itemsize
+        weight = 4 * self.has_weights
+        return 4 * self.num_numeric + 8 * self.num_codes + self.target.itemsize + weight
 
     def weightless_row(self, device: torch.device) -> Batch:
         """A row of zeros with weight 0: it takes part in a step and adds nothing to it.
@@ -88,11 +92,13 @@ class ResidentSplit:
         numeric_NF: float32.
         codes_NC: int64.
         target_N: int64 class codes, or float32 values.
+        weight_N: float32, or None where every row weighs 1.
     """
 
     numeric_NF: Tensor
     codes_NC: Tensor
     target_N: Tensor
+    weight_N: Tensor | None = None
 
     @classmethod
     def empty(cls, columns: Columns, num_rows: int, device: torch.device) -> ResidentSplit:
@@ -101,6 +107,7 @@ class ResidentSplit:
             numeric_NF=torch.empty((num_rows, columns.num_numeric), device=device),
             codes_NC=torch.empty((num_rows, columns.num_codes), dtype=torch.int64, device=device),
             target_N=torch.empty(num_rows, dtype=columns.target, device=device),
+            weight_N=torch.empty(num_rows, device=device) if columns.has_weights else None,
         )
 
     @classmethod
@@ -108,7 +115,8 @@ class ResidentSplit:
         """Move rows to the device; a float64 target becomes float32, as the model's outputs are."""
         is_value = np.issubdtype(rows.target.dtype, np.floating)
         target = torch.float32 if is_value else torch.int64
-        columns = Columns(rows.numeric.shape[1], rows.codes.shape[1], target)
+        has_weights = rows.weight is not None
+        columns = Columns(rows.numeric.shape[1], rows.codes.shape[1], target, has_weights)
         split = cls.empty(columns, len(rows), device)
         split.put(0, rows)
         return split
@@ -120,14 +128,17 @@ class ResidentSplit:
     @property
     def columns(self) -> Columns:
         """What a row is made of."""
-        return Columns(self.numeric_NF.shape[1], self.codes_NC.shape[1], self.target_N.dtype)
+        widths = (self.numeric_NF.shape[1], self.codes_NC.shape[1])
+        return Columns(*widths, self.target_N.dtype, self.weight_N is not None)
 
     def put(self, first: int, rows: SplitRows) -> None:
-        """Copy rows to the places from `first` on."""
+        """Copy rows to the places from `first` on; they have weights where there is room."""
         end = first + len(rows)
         _copy(rows.numeric, self.numeric_NF[first:end])
         _copy(rows.codes, self.codes_NC[first:end])
         _copy(rows.target, self.target_N[first:end])
+        if self.weight_N is not None and rows.weight is not None:
+            _copy(rows.weight, self.weight_N[first:end])
 
     def gathered(
         self, rows: Tensor, batch_rows: int | list[int], device: torch.device | None = None
@@ -140,27 +151,30 @@ class ResidentSplit:
             device: Where the block is moved to; it stays where the rows are by default.
         """
         # index_select copies whole rows; indexing with [rows] takes five times as long.
-        numeric, codes, targets = (
+        columns = (
             _moved(column.index_select(0, rows), device).split(batch_rows)
-            for column in (self.numeric_NF, self.codes_NC, self.target_N)
+            for column in self._tensors
         )
-        for numeric_BF, codes_BC, target_B in zip(numeric, codes, targets, strict=True):
-            yield Batch(numeric_BF, codes_BC, target_B)
+        for tensors in zip(*columns, strict=True):
+            yield Batch(*tensors)
 
     def block(self, first: int, end: int, device: torch.device | None = None) -> Batch:
         """The rows of some neighbouring places, in memory as if no row were before them.
 
         The last bits of a product depend on where its rows lie.
         """
-        numeric_BF, codes_BC, target_B = (
-            _moved(_aligned(column[first:end]), device)
-            for column in (self.numeric_NF, self.codes_NC, self.target_N)
-        )
-        return Batch(numeric_BF, codes_BC, target_B)
+        tensors = (_moved(_aligned(column[first:end]), device) for column in self._tensors)
+        return Batch(*tensors)
 
     def weightless_row(self) -> Batch:
         """See `Columns.weightless_row`."""
         return self.columns.weightless_row(self.target_N.device)
+
+    @property
+    def _tensors(self) -> tuple[Tensor, ...]:
+        """All columns, in the order of a batch's."""
+        columns = (self.numeric_NF, self.codes_NC, self.target_N)
+        return columns if self.weight_N is None else (*columns, self.weight_N)
 
 
 @dataclass(frozen=True)

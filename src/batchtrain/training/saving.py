@@ -86,7 +86,7 @@ class CheckpointWriter:
     def save(self, snapshot: Snapshot, *, wait: bool) -> None:
         """See `batchtrain.training.keeping.Saver`."""
         self._finish()
-        name = CheckpointName(snapshot.step, self._claim)
+        name = CheckpointName(snapshot.place, self._claim)
         if name not in self._published:
             self._running = self._thread.submit(self._publish, snapshot)
         if wait:

@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -20,11 +20,13 @@ import torch
 from batchtrain.artifacts.prepared import PreparedData, SplitRows
 from batchtrain.errors import ArtifactDamagedError
 from batchtrain.models.inputs import Batch, ModelInputs, check_codes
+from batchtrain.models.target_scale import TargetScale
 from batchtrain.points import passed
 from batchtrain.training.rows import Columns, ResidentSplit
 
 __all__ = [
     "CheckedShards",
+    "ScaledShards",
     "ShardReader",
     "StoredShards",
     "StreamedBlocks",
@@ -122,6 +124,24 @@ class CheckedShards:
     def _url(self, split: str, number: int) -> str:
         name = self.prepared.shard_names(split)[number]
         return self.prepared.artifact.file_url(name)
+
+
+@dataclass(frozen=True)
+class ScaledShards:
+    """Scales the targets of what any reader gives, in float64 and once a read.
+
+    So the targets lie scaled in the tensors, and no step has to do anything.
+    """
+
+    reader: ShardReader
+    scale: TargetScale
+
+    def __call__(self, split: str, shards: Sequence[int]) -> Generator[SplitRows]:
+        """See `ShardReader`."""
+        with opened(self.reader, split, shards) as found:
+            for rows in found:
+                yield replace(rows, target=self.scale.scaled(rows.target.astype(np.float64)))
+                del rows  # While the next one is read there is no need for this one.
 
 
 @dataclass(frozen=True)

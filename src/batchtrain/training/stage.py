@@ -156,15 +156,31 @@ def _inputs(loaded: LoadedSpec, prepared: PreparedData) -> dict[str, Any]:
         "stage": "train",
         "format": TRAINED_MODEL.format,
         "prepared": prepared.artifact.manifest.fingerprint,
-        "model": spec.model.model_dump(mode="json"),
+        # Of its assets the bytes count, and not where they lie.
+        "model": spec.model.model_dump(mode="json", exclude={"assets"}),
         # When the state is saved changes nothing of what comes out.
-        "training": spec.training.model_dump(mode="json", exclude={"checkpoint"}),
+        "training": spec.training.model_dump(mode="json", exclude={"checkpoint", "warm_start"}),
         "monitor": sorted(spec.tracking.monitor),
         "determinism": spec.determinism,
         "seed": spec.seed,
     }
+    if spec.training.checkpoint.keep_best != 1:
+        inputs["keep_best"] = spec.training.checkpoint.keep_best
+    if spec.training.warm_start is not None:
+        from batchtrain.training.warm_start import warm_start_bundle
+
+        bundle = warm_start_bundle(spec.training.warm_start, loaded.path.parent)
+        # Wherever it lies, it is the same weights.
+        inputs["warm_start"] = {
+            "bundle": bundle.artifact.manifest.digest,
+            "match": spec.training.warm_start.match,
+        }
     if isinstance(spec.model, CustomModel):
         from batchtrain.models.custom import code_hash
 
         inputs["code"] = code_hash(spec.model.target, search=loaded.path.parent)
+        if spec.model.assets:
+            from batchtrain.models.assets import asset_hashes, read_assets
+
+            inputs["assets"] = asset_hashes(read_assets(loaded))
     return inputs

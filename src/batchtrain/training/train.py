@@ -13,21 +13,32 @@ import torch
 from batchtrain.artifacts import Draft, RunLayout
 from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PreparedData
-from batchtrain.errors import ArtifactError, InterruptedRunError, TrainingError
+from batchtrain.artifacts.trained import best_file
+from batchtrain.errors import ArtifactError, InterruptedRunError, RankMemoryError, TrainingError
+from batchtrain.models.assets import add_assets, read_assets
 from batchtrain.models.build import describe_model
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.run import ResourcesSpec
 from batchtrain.training.checkpoints import recorded_machine
+from batchtrain.training.choosing import (
+    check_can_compile,
+    choose_passes,
+    fewer_rows,
+    record_choices,
+    recorded_micro_rows,
+)
+from batchtrain.training.deciding import Watched, why_ended
 from batchtrain.training.launcher import Launcher
 from batchtrain.training.lineage import FoundCheckpoint, published_checkpoints
 from batchtrain.training.machine import MachineChoices, capability_of, choose_machine
 from batchtrain.training.memory import decide_rows
+from batchtrain.training.micro_batches import free_memory
 from batchtrain.training.owner import RunOwner
 from batchtrain.training.rank import TrainTask, train_rank
 from batchtrain.training.ranks import OneRank
 from batchtrain.training.retrying import RetryBudget
-from batchtrain.training.state import TrainState, weights_of
+from batchtrain.training.state import TrainState
 
 __all__ = ["OneProcess", "train_model"]
 
@@ -86,8 +97,9 @@ def train_model(
             owner.check()
             raise
         except TrainingError as error:
-            used = budget.take(error) if launcher.restarts else None
-            if used is None:
+            fewer = _fewer_rows(error, task)
+            used = budget.take(error) if launcher.restarts and fewer is None else None
+            if used is None and fewer is None:
                 raise
             if stop_requested():
                 raise InterruptedRunError(
@@ -95,7 +107,20 @@ def train_model(
                 ) from error
             # A new claim fences whatever rank of the last attempt may still be alive.
             owner.claim_again()
-            progress.note(f"{error}\n{_goes_on(owner)} (retry {used})")
+            how = f"(retry {used})"
+            if fewer is not None:
+                record_choices(fewer, layout)
+                how = f"with at most {fewer.micro_rows} rows at once on each worker"
+            progress.note(f"{error}\n{_goes_on(owner)} {how}")
+        # Here what the error held, such as the rows of its step, is no longer held by it.
+        free_memory()
+
+
+def _fewer_rows(error: TrainingError, task: TrainTask) -> MachineChoices | None:
+    """The choices with fewer rows at once, where that may help."""
+    if not isinstance(error, RankMemoryError):
+        return None
+    return fewer_rows(task.machine, task.spec, task.plan)
 
 
 def _task(
@@ -111,25 +136,30 @@ def _task(
     ownership, found = owner.ownership, owner.checkpoint
     choices: MachineChoices = launcher.choose_machine(loaded.spec.resources)
     choices = decide_rows(choices, loaded.spec, prepared)
-    # In canonical mode the number of ranks does not show in a single bit.
-    exact = {"workers"} if loaded.spec.determinism == "canonical" else set()
-    machine, inexact = _machine(choices, layout, found, progress, exact)
-    if loaded.spec.resources.rows != "auto":
-        # What is asked for now counts, not what was recorded: it shows in no bit.
-        machine = replace(machine, rows=choices.rows)
-    return TrainTask(
+    task = TrainTask(
         loaded=loaded,
         prepared=prepared,
         layout=layout,
-        machine=machine,
+        machine=choices,
         allow_code=tuple(allow_code),
         claim=ownership.epoch,
         token=ownership.token,
         published=tuple(published_checkpoints(layout, ownership.claims)),
         resumed=found.name if found else None,
         digest=found.artifact.manifest.digest if found else "",
-        inexact=tuple(inexact),
+        assets=read_assets(loaded),
     )
+    if found is None:
+        choices, why_not = choose_passes(choices, task.spec, prepared, task.plan, task.inputs)
+        if why_not:
+            progress.note(why_not)
+    # In canonical mode the number of ranks does not show in a single bit.
+    exact = {"workers"} if loaded.spec.determinism == "canonical" else set()
+    machine, inexact = _machine(choices, layout, found, progress, exact)
+    if loaded.spec.resources.rows != "auto":
+        # What is asked for now counts, not what was recorded: it shows in no bit.
+        machine = replace(machine, rows=choices.rows)
+    return replace(task, machine=machine, inexact=tuple(inexact))
 
 
 def _goes_on(owner: RunOwner) -> str:
@@ -155,6 +185,11 @@ def _machine(
     else:
         recorded = recorded_machine(found.artifact)
     machine = replace(choices, **recorded.chosen())
+    # Nobody else can have chosen them: the first start did, and memory that ran out.
+    choices = replace(choices, micro_rows=recorded.micro_rows, compile=recorded.compile)
+    if found is not None:
+        machine = replace(machine, micro_rows=recorded_micro_rows(recorded, layout))
+    check_can_compile(machine)
     if machine.device == "cuda" and not torch.cuda.is_available():
         raise TrainingError(
             f"expected a CUDA device, since the run {layout.storage.url(layout.root)} began on "
@@ -197,21 +232,34 @@ def _first_choices(
 def _write(state: TrainState, task: TrainTask, draft: Draft) -> dict[str, Any]:
     """Write the files of the trained model and return the manifest's content."""
     history = "".join(f"{json.dumps(record, allow_nan=False)}\n" for record in state.history)
-    draft.add("best.safetensors", safetensors.torch.save(state.kept_weights()))
-    draft.add("last.safetensors", safetensors.torch.save(weights_of(state.model)))
+    for place, kept in enumerate(state.best or [None]):
+        weights = dict(kept.weights) if kept else {}
+        draft.add(best_file(place), safetensors.torch.save(weights or state.weights()))
+    draft.add("last.safetensors", safetensors.torch.save(state.weights()))
     draft.add("history.jsonl", history.encode())
     draft.add_json("run.json", task.machine.to_json())
     draft.add_json("inexact.json", state.inexact)
     draft.add_json("parameters.json", describe_model(state.model))
+    add_assets(draft, task.assets)
     return {
-        "model": task.spec.model.model_dump(mode="json", exclude={"target"}),
+        "model": task.spec.model.model_dump(mode="json", exclude={"target", "assets"}),
         "inputs": task.inputs.to_json(),
         "loss": task.loss.name,
+        "target_scale": task.target_scale.to_json() if task.target_scale else None,
         "batch_rows": task.plan.batch_rows,
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
         "steps": state.step,
         "stopped_early": state.stopped,
+        "ended_by": why_ended(state, task.plan),
+        "best_by": Watched.of(task.spec.training).name,
+        "best_epochs": [
+            {"file": best_file(place), "epoch": kept.epoch, "value": kept.value}
+            for place, kept in enumerate(state.best)
+        ],
+        "left_out_steps": state.left_out.total,
+        "rolled_back": state.rolled_back,
+        "warm_start": state.warm_start,
         # Weights, moments, schedule and history: equal runs are equal here.
         "state_sha256": state.snapshot().sha256(),
     }

@@ -15,7 +15,7 @@ from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss
 from batchtrain.points import passed
 from batchtrain.spec.run import Determinism
-from batchtrain.training.gradients import Gradients, make_gradients
+from batchtrain.training.gradients import PLAIN, GradientRules, Gradients, make_gradients
 from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.ranks import OneRank, Ranks
 from batchtrain.training.rows import (
@@ -191,6 +191,7 @@ class ResidentWorker(RankWorker):
         ranks: Ranks | None = None,
         gather_rows: int = GATHER_ROWS,
         determinism: Determinism = "order",
+        rules: GradientRules = PLAIN,
     ) -> None:
         """Move the splits to the device.
 
@@ -201,6 +202,7 @@ class ResidentWorker(RankWorker):
             ranks: Left out, this worker is the only one.
             gather_rows: See `RankWorker`.
             determinism: Whether the bits may depend on the number of ranks.
+            rules: How the rows of a part are differentiated.
 
         Raises:
             TrainingError: If there are more ranks than `canonical` has groups.
@@ -213,7 +215,7 @@ class ResidentWorker(RankWorker):
         }
         super().__init__(
             plan,
-            make_gradients(determinism, ranks, device, seed=plan.order.seed),
+            make_gradients(determinism, ranks, device, seed=plan.order.seed, rules=rules),
             ResidentRows(moved["train"]),
             {name: ResidentBlocks(split, 0, *held[name]) for name, split in moved.items()},
             moved["train"].columns,

@@ -35,7 +35,7 @@ def plan():
 
 @pytest.mark.parametrize(
     "part",
-    [pytest.param(part, marks=[pytest.mark.slow] * (part == "ranks")) for part in PARTS],
+    [pytest.param(part, marks=[pytest.mark.long] * (part == "ranks")) for part in PARTS],
 )
 def test_a_quick_run_prints_its_tables_and_writes_every_measurement(
     part, capsys, tmp_path, monkeypatch

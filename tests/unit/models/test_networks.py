@@ -7,15 +7,17 @@ import torch
 from torch import nn
 
 from batchtrain.models.build import build_model, describe_model
+from batchtrain.models.features import auto_embedding_dim
 from batchtrain.models.inputs import ModelInputs
-from batchtrain.models.mlp import auto_embedding_dim
-from batchtrain.spec.model import LinearModel, MlpModel
+from batchtrain.spec.model import LinearModel, MlpModel, ResNetModel
 
 SPECS = [
     LinearModel(kind="linear"),
     MlpModel(kind="mlp"),
+    ResNetModel(kind="resnet", width=6),
     MlpModel(kind="mlp", hidden=(), dropout=0.0),
     MlpModel(kind="mlp", hidden=(5,), dropout=0.0, embedding_dim=3),
+    MlpModel(kind="mlp", hidden=(5, 5), normalization="layer", residual=True, init="kaiming"),
     *[
         MlpModel(kind="mlp", hidden=(4,), activation=activation)
         for activation in ("gelu", "silu", "tanh", "sigmoid", "leaky_relu", "elu")
@@ -48,7 +50,7 @@ def test_a_row_of_outputs_for_each_row_and_a_gradient_for_each_parameter(spec, i
 
 
 @pytest.mark.parametrize("inputs", INPUTS, ids=lambda inputs: f"F{inputs.num_numeric}")
-@pytest.mark.parametrize("spec", SPECS[:2], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize("spec", SPECS[:3], ids=lambda spec: spec.kind)
 def test_a_row_gives_the_same_outputs_whatever_stands_beside_it(spec, inputs):
     model = build_model(spec, inputs, seed=1).eval()
     numeric_BF, codes_BC = batch_for(inputs, 6)
@@ -104,7 +106,7 @@ def test_the_embedding_grows_with_the_largest_column_up_to_a_cap(largest, width)
     assert auto_embedding_dim([2, largest]) == width
 
 
-@pytest.mark.parametrize("spec", SPECS[:2], ids=lambda spec: spec.kind)
+@pytest.mark.parametrize("spec", SPECS[:3], ids=lambda spec: spec.kind)
 def test_the_state_holds_parameters_only(spec):
     model = build_model(spec, INPUTS[2], seed=1)
     assert set(model.state_dict()) == {name for name, _ in model.named_parameters()}

@@ -12,7 +12,7 @@ from batchtrain.errors import Problem, SpecError
 from batchtrain.spec import RunSpec
 from batchtrain.spec.load import load_spec, parse_spec
 from batchtrain.spec.model import LinearModel, MlpModel
-from batchtrain.spec.training import Adam, Sgd
+from batchtrain.spec.optimizers import Adam, AdamW, Sgd
 
 MINIMAL = "version: 1\nname: tiny\ndata:\n  source: a.csv\n  target: y\n"
 
@@ -66,7 +66,7 @@ def test_the_long_form_is_read_as_it_is_written() -> None:
     spec = parse_spec(LONG, "spec.yaml").spec
 
     assert spec.training.optimizer == Adam(kind="adam", lr=0.001, weight_decay=0.0)
-    assert spec.model == MlpModel(kind="mlp", hidden=(128, 64), dropout=0.3)
+    assert spec.model == MlpModel(kind="mlp", hidden=(128, 64), activation="relu", dropout=0.3)
     assert spec.data.null_values == ("", "NA", "NaN")
     assert spec.evaluation.require == {"accuracy": ">= 0.9"}
 
@@ -127,7 +127,7 @@ def test_an_override_makes_the_sections_that_it_needs_with_their_default_kind() 
     overrides = ["training.optimizer.lr=1e-2", "model.dropout=0", "data.split.kind=ordered"]
     loaded = parse_spec(MINIMAL, "spec.yaml", overrides)
 
-    assert loaded.spec.training.optimizer == Adam(kind="adam", lr=0.01)
+    assert loaded.spec.training.optimizer == AdamW(kind="adamw", lr=0.01)
     assert loaded.spec.model == MlpModel(kind="mlp", dropout=0.0)
     assert loaded.where("training.optimizer.kind") == "--set training.optimizer.lr=1e-2"
 

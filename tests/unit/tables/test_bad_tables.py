@@ -266,7 +266,7 @@ BAD_SOURCES: list[tuple[Callable[[Path], str], list[str]]] = [
     (lambda folder: "no/such/*.csv", ["no folder"]),
     (lambda folder: "gone/*.csv", ["gone", "found nothing"]),
     (lambda folder: "s3://bucket/rows.csv", ["not built yet"]),
-    (lambda folder: "hf:org/name", ["not built yet"]),
+    (lambda folder: "hf:org/name", ["no revision", "hf:NAME@REVISION"]),
     (lambda folder: "sample:drugs200", ["Did you mean 'drug200'?"]),
 ]
 

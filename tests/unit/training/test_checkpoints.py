@@ -31,16 +31,18 @@ from batchtrain.errors import (
     RunOwnedError,
     StorageError,
 )
-from batchtrain.models.optim import build_optimizer, build_schedule
+from batchtrain.models.optimizers import build_optimizer
+from batchtrain.models.schedules import build_schedule
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
-from batchtrain.spec.training import Adam
+from batchtrain.spec.optimizers import Adam
 from batchtrain.testing.faults import PointFaults
 from batchtrain.training import tracking
+from batchtrain.training.event_files import EventFile
 from batchtrain.training.lineage import CheckpointName, published_checkpoints
 from batchtrain.training.owner import RunOwner
 from batchtrain.training.stage import run_layout, train
-from batchtrain.training.state import Snapshot, TrainState, weights_of
+from batchtrain.training.state import KeptEpoch, Snapshot, TrainState, weights_of
 from tests.support.builders import (
     MemoryStorage,
     WatchedStorage,
@@ -268,7 +270,7 @@ def test_a_snapshot_is_a_copy_that_later_steps_do_not_change() -> None:
         state.optimizer.step()
         state.step += 1
         state.loss_sum += 1.0
-        state.best_weights = weights_of(state.model)
+        state.best = [KeptEpoch(state.step, 0.0, weights_of(state.model))]
         state.history.append({"epoch": state.step})
         state.inexact.append({"step": state.step})
 
@@ -820,13 +822,13 @@ def test_r26_event_files_that_cannot_be_written_cost_no_run_and_leave_no_thread(
     loaded = spec_for(tmp_path, mixed_table(60), tracking=WATCHED)
     runner = Runner(loaded, storage_of(loaded))
     if place == "opened":
-        monkeypatch.setattr(tracking, "SummaryWriter", refuse)
+        monkeypatch.setattr("batchtrain.training.tensorboard_log.EventFile", refuse)
     elif place == "in the way":
         runner.storage.write(runner.layout.tensorboard, b"a file where a folder must be")
     elif place == "epoch":
         monkeypatch.setattr(tracking.TensorBoardLog, place, refuse)
     else:
-        monkeypatch.setattr(tracking.TensorBoardLog, "_write_steps", refuse)
+        monkeypatch.setattr(EventFile, "flush", refuse)
     runner.train()
     assert runner.status == "built"
     assert len(runner.notes) == 1
@@ -834,8 +836,7 @@ def test_r26_event_files_that_cannot_be_written_cost_no_run_and_leave_no_thread(
     assert open_writers() == before
 
 
-def test_a_resume_writes_again_what_its_purge_takes_from_tensorboard(tmp_path: Path) -> None:
-    # An epoch of one step: the purge from step 2 on takes the event of epoch 2 too.
+def test_a_resume_writes_again_what_is_lost_to_tensorboard(tmp_path: Path) -> None:
     training = {"epochs": 4, "batch_size": "full"}
     loaded = spec_for(tmp_path, mixed_table(60), training=training, tracking=WATCHED)
     runner = Runner(loaded, storage_of(loaded))
@@ -844,4 +845,4 @@ def test_a_resume_writes_again_what_its_purge_takes_from_tensorboard(tmp_path: P
     for path in folder.glob("events.out.tfevents*"):
         path.rename(tmp_path / path.name)
     runner.train()
-    assert [step for step, _value in scalars(folder, "learning_rate")] == [2, 3, 4]
+    assert [step for step, _value in scalars(folder, "learning_rate")] == [0, 1, 2, 3, 4]

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import make_loss
-from batchtrain.models.optim import build_optimizer
+from batchtrain.models.optimizers import build_optimizer
+from batchtrain.spec.optimizers import Adam, AdamW, OptimizerSpec, Sgd
 from batchtrain.spec.run import CANONICAL_GROUPS, Determinism
-from batchtrain.spec.training import Adam, AdamW, OptimizerSpec, Sgd
 from batchtrain.training.gradients import make_gradients
 from batchtrain.training.ranks import OneRank, Ranks
 

@@ -56,6 +56,12 @@ class State:
     """Only its step matters here; its snapshot is the step."""
 
     step: int = 0
+    ended_by: str = ""
+    seconds: float = 0.0
+
+    @property
+    def place(self) -> int:
+        return self.step
 
     def snapshot(self) -> int:
         return self.step

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.errors import ArtifactError, DivergedError, InterruptedRunError, TrainingError
+from batchtrain.models.early_stop import EarlyStop
 from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss, make_loss
-from batchtrain.models.optim import EarlyStop, build_optimizer, build_schedule
+from batchtrain.models.optimizers import build_optimizer
+from batchtrain.models.schedules import build_schedule
 from batchtrain.row_order import RowOrder
+from batchtrain.spec.optimizers import Adam, Sgd
 from batchtrain.spec.run import ResourcesSpec
-from batchtrain.spec.training import Adam, Sgd, TrainingSpec
+from batchtrain.spec.training import TrainingSpec
 from batchtrain.training import loop, machine
 from batchtrain.training.loop import StepLosses, train_until_done
 from batchtrain.training.machine import choose_machine, machine_in_force
@@ -234,7 +237,7 @@ def test_the_best_weights_are_those_of_the_epoch_with_the_lowest_validation_loss
     best = int(np.argmin(losses[1:])) + 1
     assert 1 < best < 12
     assert state.best_epoch == best
-    for name, value in state.best_weights.items():
+    for name, value in state.best[0].weights.items():
         assert torch.equal(value, heard.weights[best][name])
         assert not torch.equal(value, heard.weights[12][name])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -40,6 +41,9 @@ EXACT = ("best.safetensors", "last.safetensors", "history.jsonl", "parameters.js
 HERE = replace(choose_machine(ResourcesSpec(device="cpu")), rows="resident")
 CHOSEN = {"threads": 2, "fused": False, "gather_rows": 64}
 """What any machine can do as another did, with another value; the device has tests of its own."""
+
+OF_THE_RUN = {"micro_rows": 4, "compile": True}
+"""What the first start chooses for the run, with another value; nothing chooses it again."""
 
 GIVEN = {
     "capability": "DEFAULT",
@@ -160,9 +164,9 @@ def elsewhere(name: str, value: Any) -> MachineChoices:
 
 def test_each_choice_can_be_repeated_or_counts_as_a_difference() -> None:
     names = {each.name for each in fields(MachineChoices)}
-    assert set(HERE.chosen()) == {"device", "rows", *CHOSEN}
-    assert names == {"device", "rows", *CHOSEN, *GIVEN}
-    for name, value in {**CHOSEN, **GIVEN}.items():
+    assert set(HERE.chosen()) == {"device", "rows", *CHOSEN, *OF_THE_RUN}
+    assert names == {"device", "rows", *CHOSEN, *OF_THE_RUN, *GIVEN}
+    for name, value in {**CHOSEN, **OF_THE_RUN, **GIVEN}.items():
         assert HERE.differences(elsewhere(name, value)) == {name: (asdict(HERE)[name], value)}
     assert HERE.differences(HERE) == {}
     # Whether rows are in memory or streaming shows in no bit.
@@ -265,6 +269,46 @@ def test_a_torn_record_of_the_first_start_is_begun_anew_with_a_note(
     assert len(runner.notes) == 1
     assert "run.json" in runner.notes[0]
     assert runner.storage.read(runner.layout.run_record) == canonical_json(HERE.to_json())
+
+
+def test_the_record_of_a_version_without_micro_batches_is_read(
+    runner: Runner, undisturbed: TrainedModel
+) -> None:
+    runner.stop(steps=4)
+    keys = [key for key in runner.storage.files if key.endswith("run.json")]
+    record = {key: json.loads(runner.storage.read(key)) for key in keys}
+    old = {name: value for name, value in HERE.to_json().items() if name not in OF_THE_RUN}
+    assert MachineChoices.from_bytes(canonical_json(old), where="there") == HERE
+    assert all(set(OF_THE_RUN) <= set(each) for each in record.values())
+    trained = runner.train()
+    assert trained.inexact() == []
+    assert hashes(trained) == hashes(undisturbed)
+
+
+@pytest.mark.parametrize("micro_batch", [3, 16])
+def test_r11_a_micro_batch_that_is_asked_for_is_recorded(
+    tmp_path: Path, undisturbed: TrainedModel, micro_batch: int
+) -> None:
+    training = {"epochs": 3, "batch_size": 16, "micro_batch": micro_batch}
+    runner = Runner(spec_for(tmp_path, mixed_table(60), training=training))
+    runner.stop(steps=4)
+    trained = runner.train()
+    assert runner.notes == []
+    assert trained.machine()["micro_rows"] == micro_batch
+    # A batch that is not cut is the same batch; one that is draws its dropout otherwise.
+    assert (hashes(trained) == hashes(undisturbed)) is (micro_batch == 16)
+
+
+def test_kernels_that_cannot_be_compiled_are_refused_with_a_sentence(tmp_path: Path) -> None:
+    training = {"epochs": 1, "batch_size": 16, "compile": True}
+    runner = Runner(spec_for(tmp_path, mixed_table(60), training=training))
+    with (
+        patch("batchtrain.training.choosing.shutil.which", lambda _name: None),
+        pytest.raises(
+            TrainingError, match=r"training\.compile: expected a compiler.*Install g\+\+"
+        ),
+    ):
+        runner.train()
 
 
 def test_r10_another_number_of_ranks_is_allowed_and_recorded(

@@ -23,10 +23,12 @@ from batchtrain.artifacts.prepared import SplitRows
 from batchtrain.errors import DivergedError, TrainingError
 from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss, make_loss
-from batchtrain.models.optim import build_optimizer, build_schedule
+from batchtrain.models.optimizers import build_optimizer
+from batchtrain.models.schedules import build_schedule
 from batchtrain.row_order import RowOrder
+from batchtrain.spec.optimizers import Sgd
 from batchtrain.spec.run import CANONICAL_GROUPS, Determinism
-from batchtrain.spec.training import LossName, Sgd
+from batchtrain.spec.training import LossName
 from batchtrain.training import loop
 from batchtrain.training.loop import StepLosses, measure
 from batchtrain.training.plan import TrainingPlan

@@ -43,8 +43,13 @@ from batchtrain.training.train import OneProcess
 from tests.support.builders import layout_for, mixed_table, spec_for
 from tests.support.ranks import Told, compared
 
-# 42 training rows in batches of 8: six steps an epoch.
-TRAINING = {"epochs": 3, "batch_size": 8, "checkpoint": {"every_steps": 2, "every_seconds": None}}
+# 42 training rows in batches of 8: six steps an epoch. Fewer rows at once are no way out here.
+TRAINING = {
+    "epochs": 3,
+    "batch_size": 8,
+    "micro_batch": 8,
+    "checkpoint": {"every_steps": 2, "every_seconds": None},
+}
 
 LOST = RankLostError("expected rank 1 of 2 to go on, found that its process is gone")
 MEMORY = RankMemoryError("expected rank 1 of 2 to go on, found that memory ran out")

@@ -24,7 +24,7 @@ def event_files(folder: Path) -> set[Path]:
     return set(folder.rglob("events.out.tfevents*"))
 
 
-@pytest.mark.parametrize("call", ["steps", "epoch", "close"])
+@pytest.mark.parametrize("call", ["steps", "epoch", "flush", "hyper_parameters", "graph"])
 def test_r26_a_run_whose_event_files_cannot_be_written_ends_as_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:

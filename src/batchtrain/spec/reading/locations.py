@@ -12,12 +12,20 @@ __all__ = ["location_faults"]
 
 LOCATIONS = (
     (("data", "source"), "a file, a glob, a folder or `sample:NAME`"),
+    *(
+        (("data", "split", split), "a file, a glob or a folder")
+        for split in ("train", "valid", "test")
+    ),
     (("storage",), "a folder, or an address of an object store such as s3://bucket/runs"),
     (("tracking", "tensorboard", "dir"), "a local folder"),
+    (("tracking", "mlflow", "uri"), "a folder, or the address of a tracking server"),
 )
 
 OBJECT_STORES = ("s3://", "gs://", "az://")
 """A storage may be an address that starts so; the spec itself checks the rest of it."""
+
+ADDRESSES = ("tracking.mlflow.uri",)
+"""What may be any address; the spec itself checks its scheme."""
 
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 ADDRESS = re.compile(r"([A-Za-z0-9+.-]*)://")
@@ -44,7 +52,7 @@ def location_faults(
             key = ".".join(names)
             complaints = [*_secrets(value), *_control_characters(value, wanted)]
             is_object_store = key == "storage" and value.startswith(OBJECT_STORES)
-            if key not in planned and not is_object_store:
+            if key not in planned and key not in ADDRESSES and not is_object_store:
                 complaints += _addresses(value, wanted)
             for message, hint in complaints:
                 yield Fault(places.of_value(key), key, message, hint)

@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from batchtrain.spec.evaluation import CLASSIFICATION_METRICS, REGRESSION_METRICS
 from batchtrain.spec.reading.places import Fault, Places, join_key
 from batchtrain.spec.reading.shown import shown
 
 __all__ = ["PLANNED", "Planned", "planned_faults"]
-
-METRICS = (*CLASSIFICATION_METRICS, *REGRESSION_METRICS)
 
 
 @dataclass(frozen=True)
@@ -24,69 +21,40 @@ class Planned:
         instead: What to do until then, as a sentence; empty where removing it is all.
         values: The values to come; None where it is the key itself.
         starts: Beginnings of text to come, such as the schemes of addresses.
-        ends: Endings of text to come, such as file formats.
     """
 
     key: str
     instead: str = ""
     values: tuple[str, ...] | range | None = None
     starts: tuple[str, ...] = ()
-    ends: tuple[str, ...] = ()
 
     def part_of(self, value: Any) -> str | None:
         """The part of a value that is to come, as a message names it; None where none is."""
         if isinstance(value, str):
             text = value.lower()
-            for part in (*self.starts, *self.ends):
-                is_there = text.startswith(part) if part in self.starts else text.endswith(part)
-                if is_there:
+            for part in self.starts:
+                if text.startswith(part):
                     return part
         # A range would look for text among its numbers one by one.
         is_number_of = isinstance(self.values, range) and isinstance(value, int)
         is_text_of = isinstance(self.values, tuple) and isinstance(value, str)
         if self.values is not None and (is_number_of or is_text_of) and value in self.values:
             return shown(value)
-        is_key_itself = self.values is None and not self.starts and not self.ends
+        is_key_itself = self.values is None and not self.starts
         return "this key" if is_key_itself else None
 
 
 COPY_FIRST = "Copy the data to a local folder and name that"
-CONVERT = "Convert the rows to CSV or Parquet"
 
 PLANNED = (
-    Planned("data.weight"),
-    Planned("data.source", COPY_FIRST, starts=("s3://", "gs://", "hf:")),
-    Planned("data.source", CONVERT, ends=(".jsonl", ".jsonl.gz", ".ndjson", ".arrow", ".feather")),
-    Planned(
-        "data.split.kind",
-        "Use random, stratified or ordered",
-        values=("time", "group", "column", "files"),
-    ),
-    Planned("model.kind", "Use linear, mlp or custom", values=("resnet", "cnn")),
-    Planned("training.precision", "Training runs in float32"),
-    Planned("training.mixed_precision", "Training runs in float32"),
-    Planned("training.amp", "Training runs in float32"),
-    Planned("training.gradient_accumulation", "Set `training.batch_size`, which is global"),
-    Planned("training.accumulation", "Set `training.batch_size`, which is global"),
-    Planned("training.accumulate", "Set `training.batch_size`, which is global"),
-    Planned("training.gradient_clipping"),
-    Planned("training.clipping"),
-    Planned("training.clip_norm"),
-    Planned("training.label_smoothing"),
-    Planned("training.ema"),
-    Planned("training.compile"),
-    Planned("training.class_weights"),
-    Planned("training.max_time", "Set `training.epochs`, or use `training.early_stopping`"),
-    Planned(
-        "training.early_stopping.metric",
-        "Use valid_loss",
-        values=("train_loss", "test_loss", *METRICS, *(f"valid_{name}" for name in METRICS)),
-    ),
+    Planned("data.source", COPY_FIRST, starts=("s3://", "gs://")),
+    Planned("data.split.train", COPY_FIRST, starts=("s3://", "gs://")),
+    Planned("data.split.valid", COPY_FIRST, starts=("s3://", "gs://")),
+    Planned("data.split.test", COPY_FIRST, starts=("s3://", "gs://")),
     Planned("export.formats.*", "Use safetensors", values=("onnx",)),
     Planned("resources.gpus_per_worker", "Use auto, 0 or 1", values=range(2, 2**31)),
     Planned("search"),
-    Planned("tracking.mlflow", "Use `tracking.tensorboard`"),
-    Planned("tracking.wandb", "Use `tracking.tensorboard`"),
+    Planned("tracking.wandb", "Use `tracking.tensorboard` or `tracking.mlflow`"),
 )
 
 
