@@ -110,7 +110,7 @@ BAD_SPECS: list[tuple[dict[str, object], list[str]]] = [
     ({"data": {"source": "row.csv", "target": "Drug"}}, ["rows.csv"]),
     ({"model": {"kind": "mpl"}}, ["model", "mlp"]),
     ({"model": {"kind": "cnn", "shape": [8, 8]}}, ["model.shape", "a list of 3"]),
-    ({"model": {"kind": "cnn", "kernel": 2}}, ["model.kernel", "1, 3, 5"]),
+    ({"model": {"kind": "cnn", "kernel": 2}}, ["model.kernel", "odd number"]),
     ({"model": {"kind": "resnet", "blocks": 0}}, ["model.blocks", "1"]),
     ({"model": {"kind": "mlp", "hiden": [3]}}, ["hidden"]),
     ({"model": {"kind": "mlp", "dropout": 1.5}}, ["dropout", "1"]),

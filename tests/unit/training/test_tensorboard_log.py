@@ -110,7 +110,7 @@ def test_a_run_shows_losses_scores_the_graph_hyper_parameters_and_final_metrics(
 
     given = hyper_parameters(events)
     assert given["training.batch_size"] == 16
-    assert given["training.optimizer.kind"] == "adam"
+    assert given["training.optimizer.kind"] == "adamw"
     assert given["model.hidden"] == "8"
     assert given["rows.train"] == result.prepared.num_rows("train")
     assert not [key for key in given if "columns" in key or "checkpoint" in key]
