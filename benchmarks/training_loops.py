@@ -23,12 +23,13 @@ from batchtrain.models.schedules import build_schedule
 from batchtrain.spec.model import MlpModel
 from batchtrain.spec.optimizers import Adam
 from batchtrain.spec.training import CheckpointSpec
+from batchtrain.training.gradients import GradientRules
 from batchtrain.training.keeping import StateKeeper
 from batchtrain.training.loop import train_until_done
 from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.ranks import OneRank
 from batchtrain.training.state import Snapshot, TrainState
-from batchtrain.training.tracking import TensorBoardLog
+from batchtrain.training.tensorboard_log import TensorBoardLog
 from batchtrain.training.worker import ResidentWorker
 from benchmarks.paired import Taken, timed
 
@@ -46,7 +47,7 @@ __all__ = [
 NUM_FEATURES = 32
 NUM_CLASSES = 2
 SEED = 7
-MODEL = MlpModel(kind="mlp", hidden=(128, 64), dropout=0.0)
+MODEL = MlpModel(kind="mlp", hidden=(128, 64), activation="relu", dropout=0.0)
 OPTIMIZER = Adam(kind="adam", lr=1e-3)
 
 
@@ -90,13 +91,19 @@ class OurLoop:
     """The loop that `batchtrain train` runs, one epoch a call."""
 
     def __init__(
-        self, rows: SplitRows, plan: TrainingPlan, log: TensorBoardLog | None = None
+        self,
+        rows: SplitRows,
+        plan: TrainingPlan,
+        log: TensorBoardLog | None = None,
+        *,
+        compiled: bool = False,
     ) -> None:
         model = new_model()
         self.layers = _layers(model)
         self._log = log
         self._plan = plan
-        self._worker = ResidentWorker(plan, {"train": rows}, torch.device("cpu"))
+        rules = GradientRules(compile=compiled, batch_rows=plan.batch_rows)
+        self._worker = ResidentWorker(plan, {"train": rows}, torch.device("cpu"), rules=rules)
         optimizer = build_optimizer(OPTIMIZER, model.parameters(), fused=True)
         schedule = build_schedule(None, optimizer, plan.epochs)
         self._state = TrainState(model, optimizer, schedule, early_stop=None)
@@ -117,7 +124,7 @@ class OurLoop:
     def epoch_done(self, record: dict[str, Any]) -> None:
         """See `batchtrain.training.loop.Watcher`."""
         if self._log is not None:
-            self._log.epoch(record, ())
+            self._log.epoch(record)
 
     def _train(self) -> None:
         plan = replace(self._plan, epochs=self._state.epoch + 1)

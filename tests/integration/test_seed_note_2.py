@@ -187,7 +187,7 @@ def test_seed_2_12_early_stopping(cancer: FinishedRun) -> None:
     losses = [record["valid_loss"] for record in cancer.history[1:]]
     best = losses.index(min(losses)) + 1
 
-    assert content["stopped_early"]
+    assert content["ended_by"] == "early_stopping"
     assert content["epochs"] == len(losses) < cancer.loaded.spec.training.epochs
     assert len(losses) - best == 12
     assert content["best_epoch"] == best

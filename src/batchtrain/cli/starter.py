@@ -10,7 +10,9 @@ from typing import Any
 from batchtrain.errors import DataError, Problem, SpecError
 from batchtrain.preparation.survey import Survey, survey
 from batchtrain.spec.data import DEFAULT_NULL_VALUES, DataSpec
+from batchtrain.spec.model import MlpModel
 from batchtrain.spec.resolved import spec_yaml
+from batchtrain.spec.training import TrainingSpec
 from batchtrain.tables import open_source
 
 __all__ = ["starter_text", "write_starter"]
@@ -24,8 +26,9 @@ ABOUT_DATA = """
 # List columns that must not be learned from (identifiers) under `exclude`.
 """
 ABOUT_MODEL = """
-# Also: linear, or custom with a class of yours.
+# Also: linear, resnet, cnn (columns that are pixels), or custom with a class of yours.
 """
+SHOWN_OF_MODEL = {"kind", "hidden", "activation", "dropout"}
 ABOUT_EVALUATION = """
 # A model that misses a threshold here is not exported.
 # evaluation: {{require: {{{metric}: ">= 0.8"}}}}
@@ -81,19 +84,21 @@ def starter_text(name: str, source: str, found: Survey) -> str:
         "split": found.data.split.model_dump(mode="json") if found.data.split else None,
     }
     metric = "accuracy" if found.task == "classification" else "r2"
+    defaults = TrainingSpec()
     training = {
-        "epochs": 100,
-        "optimizer": {"kind": "adam", "lr": 0.001},
+        "epochs": defaults.epochs,
+        "optimizer": defaults.optimizer.model_dump(include={"kind", "lr"}),
         "schedule": {"kind": "plateau", "factor": 0.1, "patience": 5},
         "early_stopping": {"patience": 12},
     }
+    model = MlpModel(kind="mlp")
     parts = [
         HEADER.format(rows=found.schema.num_rows),
         spec_yaml({"version": 1, "name": name}),
         ABOUT_DATA,
         spec_yaml({"data": data}),
         ABOUT_MODEL,
-        spec_yaml({"model": {"kind": "mlp", "hidden": [128, 64], "dropout": 0.1}}),
+        spec_yaml({"model": model.model_dump(mode="json", include=SHOWN_OF_MODEL)}),
         "\n",
         spec_yaml({"training": training}),
         ABOUT_EVALUATION.format(metric=metric),

@@ -16,8 +16,7 @@ Shapes: B rows, F numeric features, C categorical columns, K outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from batchtrain.errors import Problem, SpecError, TrainingError
 from batchtrain.models.inputs import Batch, ModelInputs
 from batchtrain.models.losses import Loss
+from batchtrain.models.trying import values_restored
 from batchtrain.spec.task import LOSSES_OF_TASK
 
 __all__ = ["STEP_METHODS", "check_losses", "check_steps", "own_methods", "own_valid_step"]
@@ -92,7 +92,7 @@ def check_steps(model: nn.Module, inputs: ModelInputs, loss: Loss, name: str) ->
     _refuse_smoothing(loss, own)
     batch = _probe_batch(inputs, loss)
     rows = len(batch.target_B)
-    with _restored(model):
+    with values_restored(model):
         if "train_step" in own:
             model.train()
             losses_B = _tried(name, "train_step(batch)", lambda: _step_of(model)(batch))
@@ -189,25 +189,3 @@ def _tried(name: str, call: str, method: Callable[[], Any]) -> Any:
             f"{name}: expected {call} to take a batch of zeros, found {type(error).__name__}: "
             f"{error}. Correct the method"
         ) from error
-
-
-@contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Put parameters and buffers back afterwards."""
-    parameters = [(each, each.detach().clone()) for each in model.parameters()]
-    buffers = [
-        (module, name, value, None if value is None else value.detach().clone())
-        for module in model.modules()
-        for name, value in module._buffers.items()
-    ]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in parameters:
-                parameter.copy_(value)
-            for module, name, buffer, saved in buffers:
-                if buffer is not None and saved is not None:
-                    buffer.copy_(saved)
-                # A step may assign another tensor instead of changing this one.
-                module._buffers[name] = buffer

@@ -119,25 +119,37 @@ class CompiledPass:
         """Compile and call: once, since a call may draw, and may change a buffer."""
         with _quietly():
             try:
-                graph = self._compiled(model, loss, batch, given)
-                found = graph(*given)
+                graph, found = self._compiled(model, loss, batch, given)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise
                 raise TrainingError(
                     f"training.compile: expected torch.compile to make kernels of "
                     f"{type(model).__name__}, found {type(error).__name__}: "
-                    f"{str(error).strip()[:500]}. Set `training.compile: false`"
+                    f"{' '.join(str(error).split())[:500]}. Set `training.compile: false`"
                 ) from error
         self._graphs[len(batch.target_B)] = graph
         return found
 
     def _compiled(
         self, model: nn.Module, loss: Loss, batch: Batch, given: Sequence[Tensor]
-    ) -> Graph:
+    ) -> tuple[Graph, tuple[Tensor, Sequence[Tensor | None]]]:
+        # They import a compiler, which takes seconds.
+        from torch._inductor.exc import InductorError
+        from torch._inductor.utils import fresh_cache
+
         has_weight = batch.weight_B is not None
         step = _gradients_of(model, loss, self._forward, has_weight=has_weight)
-        return _compile(step, model, given)
+        try:
+            graph = _compile(step, model, given)
+            return graph, graph(*given)
+        except (ImportError, InductorError) as error:
+            if is_out_of_memory(error):
+                raise
+            # A process that was killed may have left half a file among the kernels made earlier.
+            with fresh_cache():
+                graph = _compile(step, model, given)
+                return graph, graph(*given)
 
 
 def _gradients_of(model: nn.Module, loss: Loss, forward: Pass, *, has_weight: bool) -> Graph:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from batchtrain.errors import TrainingError
+from batchtrain.models.trying import values_restored
 from batchtrain.training.ranks import Ranks
 
 __all__ = ["FlatMean", "check_reduced", "exact_ddp"]
@@ -178,26 +179,12 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Put the model in training mode for a while, and everything back afterwards."""
     flags = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()]
-    values = [(value, value.detach().clone()) for value in model.parameters()]
-    buffers = [
-        (module, name, value, None if value is None else value.detach().clone())
-        for module in model.modules()
-        for name, value in module._buffers.items()  # named_buffers leaves out those that are None
-    ]
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
     try:
-        with torch.random.fork_rng(devices), torch.enable_grad():
+        with values_restored(model), torch.random.fork_rng(devices), torch.enable_grad():
             model.train()
             yield
     finally:
-        with torch.no_grad():
-            for value, saved in values:
-                value.copy_(saved)
-            for module, name, buffer, saved_buffer in buffers:
-                if buffer is not None and saved_buffer is not None:
-                    buffer.copy_(saved_buffer)
-                # A forward may assign another tensor instead of changing this one.
-                setattr(module, name, buffer)
         for parameter, gradient in gradients:
             parameter.grad = gradient
         for module, training in flags:

@@ -250,7 +250,6 @@ def _write(state: TrainState, task: TrainTask, draft: Draft) -> dict[str, Any]:
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
         "steps": state.step,
-        "stopped_early": state.stopped,
         "ended_by": why_ended(state, task.plan),
         "best_by": Watched.of(task.spec.training).name,
         "best_epochs": [

@@ -249,7 +249,7 @@ def test_r08_a_run_that_early_stopping_ended_is_not_woken_by_a_resume(tmp_path: 
     }
     loaded = spec_for(tmp_path, mixed_table(90), training=training)
     whole = Runner(loaded).train()
-    assert whole.content["stopped_early"]
+    assert whole.content["ended_by"] == "early_stopping"
     for stop in range(1, int(whole.content["steps"]) + 1):
         broken = Runner(loaded)
         broken.stop(stop)

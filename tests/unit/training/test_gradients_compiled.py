@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._inductor.utils import clear_caches
 
 from batchtrain.errors import TrainingError
 from batchtrain.models.arithmetic import plain_arithmetic
@@ -67,14 +68,14 @@ def passes_taken(
         taken.append("plain")
         return torch.zeros(())
 
-    def compiled(_self: CompiledPass, *_given: Any) -> Callable[..., Any]:
+    def compiled(_self: CompiledPass, *given: Any) -> tuple[Callable[..., Any], Any]:
         taken.append("compiling")
 
         def graph(*given: Tensor) -> tuple[Tensor, list[Tensor | None]]:
             taken.append(f"graph {len(given[0])}")
             return torch.zeros(()), [torch.ones_like(each) for each in new_model().parameters()]
 
-        return graph
+        return graph, graph(*given[-1])
 
     monkeypatch.setattr(CompiledPass, "_compiled", compiled)
     forward: Pass = make_forward("float32", CPU)
@@ -288,6 +289,27 @@ def test_a_network_that_cannot_be_compiled_is_an_error_that_says_what_to_do() ->
         TrainingError, match=r"kernels of Forking, found.*`training.compile: false`"
     ):
         gradients.gradient(gradients.wrap(model, loss, batch_of(1)), loss, [batch_of(12)], 12, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_half_a_file_that_a_killed_process_left_among_the_kernels_does_no_harm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    clear_caches()  # Those in memory, of the tests before.
+    asked = {"is_compiled": True, "has_weights": False, "num_rows": 32}
+    expected_P, expected = gradient_of(new_model(), **asked)
+    kernels = list(tmp_path.rglob("*.main.so"))
+    assert kernels
+    for path in kernels:
+        path.unlink()  # What is loaded stays as it is.
+        path.touch()
+    clear_caches()
+    found_P, found = gradient_of(new_model(), **asked)
+    assert [path.stat().st_size for path in kernels] == [0] * len(kernels)
+    assert torch.equal(found_P, expected_P)
+    assert found == expected
 
 
 @pytest.mark.slow
