@@ -23,6 +23,7 @@ from batchtrain.pipeline import run_spec
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec, load_spec
 from batchtrain.testing.faults import PointFaults
+from batchtrain.testing.starting import PRELOADED
 from batchtrain.training.lineage import CheckpointName
 from batchtrain.training.owner import RunOwner
 from tests.support.builders import layout_for, mixed_table, spec_for
@@ -35,10 +36,6 @@ LONG = 60.0
 EXACT = ("best.safetensors", "last.safetensors", "history.jsonl", "parameters.json", "run.json")
 STEPS = 12
 """Of the whole run: 63 training rows (of 90) in batches of 16, three epochs."""
-
-IMPORTED = ("batchtrain.testing.gloo", "batchtrain.training.rank", "torch._dynamo")
-"""What the server of processes imports once; the same as for ranks, so that one server does."""
-
 
 # ----------------------------------------------------------------------------------------------
 # The other process
@@ -93,7 +90,7 @@ class Other:
 def paused(loaded: LoadedSpec, point: str) -> Iterator[Other]:
     """A process that trains a spec and has come to a point, such as `step.rows:3`."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(IMPORTED))
+    context.set_forkserver_preload(list(PRELOADED))
     ours, theirs = context.Pipe(duplex=True)
     process = context.Process(target=train_apart, args=(theirs, str(loaded.path), point))
     process.start()

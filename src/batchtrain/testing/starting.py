@@ -18,10 +18,11 @@ from typing import Any
 from batchtrain.errors import RankLostError
 from batchtrain.testing.child import Report, Surroundings, run_rank, stack_path
 
-__all__ = ["ServerGoneError", "started"]
+__all__ = ["PRELOADED", "ServerGoneError", "started"]
 
-PRELOADED = ("batchtrain.testing.gloo", "batchtrain.training.rank", "torch._dynamo")
-"""Modules that take seconds to import; the server that forks the ranks imports them once."""
+PRELOADED = ("batchtrain.testing.gloo", "batchtrain.training.rank", "torch._dynamo", "pandas")
+"""Modules that are slow to import, pandas by pyarrow's first array; the server that forks the ranks
+imports them once."""
 
 KILL_SECONDS = 10.0
 
