@@ -7,8 +7,9 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 INSTALLED := .venv/.installed
 
-# Those that start a Ray have the machine to themselves: there is one Ray at a time.
-SHARED_TESTS := tests/unit tests/docs tests/conformance tests/integration tests/fault
+# Those that start a Ray have the machine to themselves: there is one Ray at a time. The longest of the
+# others come first, so that none is left alone at the end.
+SHARED_TESTS := tests/fault tests/integration tests/unit tests/docs tests/conformance
 RAY_TESTS := tests/ray tests/cluster
 
 .DEFAULT_GOAL := help

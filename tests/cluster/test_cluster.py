@@ -208,7 +208,7 @@ def test_a_run_that_fails_gives_the_job_its_exit_code(
 def test_a_stopped_job_leaves_a_checkpoint_to_go_on_from(
     head: Head, checkout: Path, shared: Path
 ) -> None:
-    long = options("training.epochs=1000000", f"storage={shared}")
+    long = options("training.epochs=1000000", "training.compile=false", f"storage={shared}")
     with head.submitting("train", long, within=checkout) as (job_id, log):
         # Asked for, since the line may be printed before the client follows the log.
         said = ""

@@ -142,6 +142,7 @@ def test_r20_a_stop_of_all_processes_while_the_ranks_are_started_counts_as_inter
     assert driver.returncode == 130
 
 
+@pytest.mark.long
 def test_r15_r20_a_stop_without_any_time_leaves_the_checkpoint_before_and_no_process(
     tmp_path: Path, pids: Path
 ) -> None:
@@ -201,7 +202,8 @@ def test_r21_rank_0_is_named_also_where_it_has_saved_much(
         train_ranks(custom_spec(tmp_path / "stuck"), 3, limits=STUCK)
 
 
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
 def test_r21_a_slow_rank_is_noted_and_changes_nothing(tmp_path: Path, rank: int) -> None:
     quiet = train_ranks(small_spec(tmp_path / "quiet"), 3)
     told = Told()

@@ -76,6 +76,8 @@ def choose_passes(
     # The weights are not what is asked for.
     model = build_model(spec.model, inputs, seed=spec.seed)
     won = plan.last_step * seconds_won(model, min(plan.batch_rows, prepared.num_rows("train")))
+    if asked.max_time is not None:
+        won = min(won, asked.max_time)
     if won < WORTH_SECONDS:
         return chosen, ""
     missing = _missing(choices.device)

@@ -143,11 +143,10 @@ def test_kernels_are_made_for_the_pieces_of_a_whole_batch(
 
 
 def choices_for(
-    folder: Path, *, epochs: int, compile_asked: Any = "auto", kind: str = "mlp"
+    folder: Path, *, epochs: int, compile_asked: Any = "auto", kind: str = "mlp", **training: Any
 ) -> tuple[MachineChoices, str]:
-    loaded = spec_for(
-        folder, mixed_table(60), training={"epochs": epochs, "compile": compile_asked}
-    )
+    training |= {"epochs": epochs, "compile": compile_asked}
+    loaded = spec_for(folder, mixed_table(60), training=training)
     spec = loaded.spec
     if kind == "custom":
         spec = spec.model_copy(update={"model": SimpleNamespace(kind="custom")})
@@ -165,6 +164,7 @@ def test_auto_compiles_long_runs_of_our_own_models(
     assert choices_for(tmp_path, epochs=20_000)[0].compile
     assert not choices_for(tmp_path, epochs=20_000, kind="custom")[0].compile
     assert not choices_for(tmp_path, epochs=20_000, compile_asked=False)[0].compile
+    assert not choices_for(tmp_path, epochs=20_000, max_time=20)[0].compile
     assert choices_for(tmp_path, epochs=1, compile_asked=True)[0].compile
     monkeypatch.setattr(choosing.shutil, "which", lambda _name: None)
     choices, why = choices_for(tmp_path, epochs=20_000)
