@@ -1,13 +1,14 @@
-"""Training speed against the bare loop and the DataLoader: `python -m benchmarks.training`."""
+"""Training speed against the loops of others: `python -m benchmarks.training`."""
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from batchtrain.spec.training import TrainingSpec
 from batchtrain.storage import open_storage
 from batchtrain.training.plan import TrainingPlan, make_plan
 from batchtrain.training.tensorboard_log import EventFolder, TensorBoardLog
+from benchmarks import exactness, ray_runs
 from benchmarks.paired import (
     Comparison,
     Contender,
@@ -38,12 +40,21 @@ from benchmarks.training_loops import (
     loss_of,
     made_rows,
 )
+from benchmarks.training_others import LightningLoop, RayDataLoop, has_lightning, quiet_ray
 
 __all__ = ["CASES", "Case", "main"]
 
 OURS, LOGGED, COMPILED = "ours", "ours + TensorBoard", "ours, compiled"
 BARE, LOADER = "bare loop", "DataLoader"
-PAIRS = ((OURS, BARE), (COMPILED, BARE), (OURS, LOADER), (LOGGED, OURS))
+LIGHTNING, RAY_DATA = "Lightning", "Ray's documented pattern"
+PAIRS = (
+    (OURS, BARE),
+    (COMPILED, BARE),
+    (OURS, LOADER),
+    (OURS, LIGHTNING),
+    (OURS, RAY_DATA),
+    (LOGGED, OURS),
+)
 LOG_EVERY_STEPS = 10
 MAX_EPOCHS = 10_000
 
@@ -56,16 +67,18 @@ class Case:
         num_rows: The rows of an epoch.
         batch_rows: The rows of a step.
         goals: By pair, how many times as fast as the second the first is meant to be.
+        loops: Those that run; Lightning only where it is installed.
     """
 
     num_rows: int
     batch_rows: int
     goals: dict[tuple[str, str], str] = field(default_factory=dict)
+    loops: tuple[str, ...] = (OURS, LOGGED, COMPILED, BARE, LOADER)
 
     @property
     def name(self) -> str:
         """What the tables call it."""
-        return f"batch {self.batch_rows}"
+        return f"batch {self.batch_rows}, {self.num_rows:,} rows"
 
     def plan(self) -> TrainingPlan:
         """The plan of more epochs than there are rounds; each round takes one of them."""
@@ -78,9 +91,17 @@ CASES = (
     Case(
         1_000_000,
         1024,
-        {(OURS, BARE): "1.15, floor 1.0", (COMPILED, BARE): "1.35", (OURS, LOADER): "5"},
+        {
+            (OURS, BARE): "1.15, floor 1.0",
+            (COMPILED, BARE): "1.35",
+            (OURS, LOADER): "5",
+            (OURS, LIGHTNING): "6",
+            (OURS, RAY_DATA): "4",
+        },
+        loops=(OURS, LOGGED, COMPILED, BARE, LOADER, LIGHTNING, RAY_DATA),
     ),
     Case(100_000, 32, {(OURS, BARE): "1.5", (COMPILED, BARE): "3"}),
+    Case(10_000_000, 1024, {(OURS, BARE): "1.15, floor 1.0"}, loops=(OURS, BARE)),
 )
 
 
@@ -90,20 +111,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=7, help="paired rounds that count")
     parser.add_argument("--share", type=float, default=1.0, help="of the rows, for a quick look")
     parser.add_argument("--json", type=Path, help="write every measurement to this file")
+    parser.add_argument("--loops-only", action="store_true", help="no rows from storage, no ranks")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
     taken: dict[str, dict[str, list[Taken]]] = {}
     found: dict[str, list[Comparison]] = {}
     for case in CASES:
         smaller = replace(case, num_rows=max(case.batch_rows, int(case.num_rows * asked.share)))
-        taken[case.name] = measured(smaller, asked.rounds)
-        found[case.name] = [
-            compare(taken[case.name], ours=ours, theirs=theirs, as_speed=True)
+        taken[smaller.name] = measured(smaller, asked.rounds)
+        found[smaller.name] = [
+            compare(taken[smaller.name], ours=ours, theirs=theirs, as_speed=True)
             for ours, theirs in PAIRS
+            if {ours, theirs} <= set(taken[smaller.name])
         ]
-        _show_ratios(smaller, taken[case.name], found[case.name])
+        _show_ratios(smaller, taken[smaller.name], found[smaller.name])
     if asked.json:
         write_json(asked.json, taken, found)
+    if not asked.loops_only:
+        ray_runs.main(["--only", "rows", "ray-rows", "workers"])
+        exactness.main(["--only", "checkpoints", "resume"])
 
 
 def measured(case: Case, rounds: int) -> dict[str, list[Taken]]:
@@ -113,13 +139,19 @@ def measured(case: Case, rounds: int) -> dict[str, list[Taken]]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         log = _new_log(folder)
         stack.callback(log.close, "finished")
-        loops: dict[str, OurLoop | BareLoop | LoaderLoop] = {
-            OURS: OurLoop(rows, plan),
-            LOGGED: OurLoop(rows, plan, log),
-            COMPILED: OurLoop(rows, plan, compiled=True),
-            BARE: BareLoop(rows, plan),
-            LOADER: LoaderLoop(rows, plan),
+        makers: dict[str, Callable[[], Any]] = {
+            OURS: lambda: OurLoop(rows, plan),
+            LOGGED: lambda: OurLoop(rows, plan, log),
+            COMPILED: lambda: OurLoop(rows, plan, compiled=True),
+            BARE: lambda: BareLoop(rows, plan),
+            LOADER: lambda: LoaderLoop(rows, plan),
+            LIGHTNING: lambda: LightningLoop(rows, plan),
+            RAY_DATA: lambda: RayDataLoop(rows, plan),
         }
+        if RAY_DATA in case.loops:
+            stack.enter_context(quiet_ray())
+        here = [name for name in case.loops if name != LIGHTNING or has_lightning()]
+        loops = {name: makers[name]() for name in here}
         contenders: dict[str, Contender] = dict(loops)
         taken = run_in_turns(contenders, rounds=rounds)
     lines = []
@@ -136,7 +168,7 @@ def measured(case: Case, rounds: int) -> dict[str, list[Taken]]:
                 f"{loss_of(loops[name].layers, rows):.3f}",
             ]
         )
-    title = f"{case.name}: {case.num_rows:,} rows x {NUM_FEATURES}, MLP 128-64, {rounds} rounds"
+    title = f"{case.name} x {NUM_FEATURES}, MLP 128-64, {rounds} rounds"
     show(title, ["", "rows/s", "us a step", "CPU us", "at best", "loss after"], lines)
     return taken
 

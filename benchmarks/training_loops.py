@@ -39,6 +39,7 @@ __all__ = [
     "BareLoop",
     "LoaderLoop",
     "OurLoop",
+    "layers_of",
     "loss_of",
     "made_rows",
     "new_model",
@@ -99,7 +100,7 @@ class OurLoop:
         compiled: bool = False,
     ) -> None:
         model = new_model()
-        self.layers = _layers(model)
+        self.layers = layers_of(model)
         self._log = log
         self._plan = plan
         rules = GradientRules(compile=compiled, batch_rows=plan.batch_rows)
@@ -135,8 +136,7 @@ class BareLoop:
     """As few lines as training can have: tensors, a permuted index, Adam as it comes."""
 
     def __init__(self, rows: SplitRows, plan: TrainingPlan) -> None:
-        # The network alone, without the module around it that knows of categories.
-        self.layers = _layers(new_model())
+        self.layers = layers_of(new_model())
         self._batch_rows = plan.batch_rows
         self._features_NF = torch.from_numpy(rows.numeric)
         self._target_N = torch.from_numpy(rows.target)
@@ -161,7 +161,7 @@ class LoaderLoop:
     """The loop of the tutorials: a shuffling DataLoader over a TensorDataset."""
 
     def __init__(self, rows: SplitRows, plan: TrainingPlan) -> None:
-        self.layers = _layers(new_model())
+        self.layers = layers_of(new_model())
         dataset = TensorDataset(torch.from_numpy(rows.numeric), torch.from_numpy(rows.target))
         self._loader = DataLoader(dataset, batch_size=plan.batch_rows, shuffle=True)
         self._optimizer = torch.optim.Adam(self.layers.parameters(), lr=OPTIMIZER.lr)
@@ -178,7 +178,8 @@ class LoaderLoop:
             self._optimizer.step()
 
 
-def _layers(model: nn.Module) -> nn.Sequential:
+def layers_of(model: nn.Module) -> nn.Sequential:
+    """The network alone, without the module around it that knows of categories."""
     layers = model.layers
     if not isinstance(layers, nn.Sequential):
         raise TypeError(f"expected the layers of an MLP, found {layers!r}. Adapt this benchmark")

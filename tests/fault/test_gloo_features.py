@@ -37,19 +37,28 @@ EVERYTHING: dict[str, Any] = {
 }
 
 
-def full_spec(folder: Path, on_nan: str) -> LoadedSpec:
+def full_spec(folder: Path, **asked: Any) -> LoadedSpec:
     folder.mkdir()
     checkpoint = {**SAVED_OFTEN, "keep_best": 2}
-    training = {**EVERYTHING, "on_nan": on_nan, "checkpoint": checkpoint}
+    training = {**EVERYTHING, "checkpoint": checkpoint, **asked}
     return spec_for(folder, mixed_table(90), training=training)
 
 
-@pytest.mark.parametrize("on_nan", ["skip", pytest.param("roll_back", marks=pytest.mark.long)])
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        # The scale of the loss, and the steps since it moved, are state as well.
+        pytest.param({"on_nan": "skip", "precision": "float16"}, id="float16"),
+        pytest.param({"on_nan": "roll_back"}, id="roll_back", marks=pytest.mark.long),
+        pytest.param({"compile": True}, id="compiled", marks=pytest.mark.long),
+    ],
+)
 def test_r07_everything_on_three_ranks_is_the_same_bytes_after_a_kill(
-    tmp_path: Path, on_nan: str
+    tmp_path: Path, asked: dict[str, Any]
 ) -> None:
-    whole = train_ranks(full_spec(tmp_path / "whole", on_nan), 3)
-    killed = full_spec(tmp_path / "killed", on_nan)
+    whole = train_ranks(full_spec(tmp_path / "whole", **asked), 3)
+    killed = full_spec(tmp_path / "killed", **asked)
     with pytest.raises(RankLostError):
         train_ranks(killed, 3, faults={1: KILLED_WHEN_SAVED})
     assert newest_step(killed) > 0

@@ -1,4 +1,4 @@
-"""Ray on this machine: started once for all tests of a module."""
+"""Ray on this machine: started once for all tests of this folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ LOGICAL_CPUS = 4
 """More than the machine may have: the tests need several workers, not speed."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[RaySession]:
-    """A Ray without a dashboard, which ends with the module."""
+    """A Ray without a dashboard; the tests of tests/cluster end it, since they start their own."""
     with RaySession("local", cpus=LOGICAL_CPUS) as session:
         session.connect()
         yield session

@@ -77,9 +77,15 @@ def many_csv(folder: Path) -> LoadedSpec:
 
 
 def many_parquet(folder: Path) -> LoadedSpec:
-    rows = write_parts(folder / "rows", mixed_table(500), [130, 2, 64, 200], "parquet")
-    pq.write_table(mixed_table(0), rows / "part-001a.parquet")
-    return spec_for(folder, data=DATA)
+    rows = write_parts(folder / "rows", weighted(mixed_table(500)), [130, 2, 64, 200], "parquet")
+    pq.write_table(weighted(mixed_table(0)), rows / "part-001a.parquet")
+    return spec_for(folder, data={**DATA, "weight": "counts for"})
+
+
+def weighted(table: pa.Table) -> pa.Table:
+    """With a column of what each row weighs; some weigh nothing."""
+    weights = pa.array([place % 5 / 2 for place in range(table.num_rows)], pa.float64())
+    return table.append_column("counts for", weights)
 
 
 def sample(folder: Path) -> LoadedSpec:

@@ -60,7 +60,7 @@ def require_close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 @pytest.mark.parametrize(
     "workers",
-    [1, pytest.param(2, marks=pytest.mark.long), 3, pytest.param(4, marks=pytest.mark.long)],
+    [*(pytest.param(number, marks=pytest.mark.long) for number in (1, 2, 4)), 3],
 )
 def test_sgd_gives_the_same_weights_on_any_number_of_workers(
     workers: int, tmp_path: Path, ray_session: RaySession

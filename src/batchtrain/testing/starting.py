@@ -20,7 +20,13 @@ from batchtrain.testing.child import Report, Surroundings, run_rank, stack_path
 
 __all__ = ["PRELOADED", "ServerGoneError", "started"]
 
-PRELOADED = ("batchtrain.testing.gloo", "batchtrain.training.rank", "torch._dynamo", "pandas")
+PRELOADED = (
+    "batchtrain.testing.gloo",
+    "batchtrain.training.rank",
+    "torch._dynamo",
+    "pandas",
+    "batchtrain.training.block_metrics",
+)
 """Modules that are slow to import, pandas by pyarrow's first array; the server that forks the ranks
 imports them once."""
 

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.fault, pytest.ma
 NODES = 3
 KILLS = 3
 MANY_KILLS = 20
-EPOCHS = 400
+EPOCHS = 120
 """Far more than three losses take; the training is slow enough to be met in the middle."""
 
 
