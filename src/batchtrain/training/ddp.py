@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -56,16 +58,52 @@ def exact_ddp(
     """
     with _left_as_it_was(model):
         has_unused = _has_unused(model, backward)
-        wrapped = DistributedDataParallel(
-            model,
-            bucket_cap_mb=bucket_megabytes,
-            find_unused_parameters=has_unused,
-            **_without_buffers(),
-        )
+        with _compiler_not_imported():
+            wrapped = _LeanDdp(
+                model,
+                bucket_cap_mb=bucket_megabytes,
+                find_unused_parameters=has_unused,
+                **_without_buffers(),
+            )
         for _ in range(WARM_UP_BACKWARDS):
             _forget_gradients(model)
             backward(wrapped)
     return wrapped
+
+
+class _LeanDdp(DistributedDataParallel):
+    """DDP that does not import torch's compiler, which takes two seconds of every rank's start.
+
+    DDP would mark this method as one that is not to be compiled; what is compiled here is the
+    model inside, before DDP has a part in it.
+    """
+
+    @contextmanager
+    def _inside_ddp_forward(self) -> Iterator[None]:
+        before = DistributedDataParallel._active_ddp_module
+        DistributedDataParallel._active_ddp_module = self
+        try:
+            yield
+        finally:
+            DistributedDataParallel._active_ddp_module = before
+
+
+@contextmanager
+def _compiler_not_imported() -> Iterator[None]:
+    """Answer what DDP asks torch's compiler when it is made, with the default, for a while.
+
+    The answer only matters where DDP itself is compiled. A compiler that is imported already
+    answers for itself.
+    """
+    if "torch._dynamo" in sys.modules:
+        yield
+        return
+    answers = SimpleNamespace(get_optimize_ddp_mode=lambda: "ddp_optimizer")
+    vars(torch)["_dynamo"] = SimpleNamespace(utils=answers)
+    try:
+        yield
+    finally:
+        del vars(torch)["_dynamo"]
 
 
 def check_reduced(wrapped: nn.Module) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -265,3 +268,29 @@ def test_all_ranks_gather_the_same_values_in_the_order_of_the_ranks() -> None:
 def test_one_rank_gathers_its_own_value() -> None:
     ranks = OneRank()
     assert (ranks.rank, ranks.size, ranks.gather({"loss": 0.1})) == (0, 1, [{"loss": 0.1}])
+
+
+WITHOUT_COMPILER = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from torch import nn
+from batchtrain.training.ddp import check_reduced, exact_ddp
+
+store = dist.FileStore(sys.argv[1], 1)
+dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+rows = torch.ones(4, 3)
+wrapped = exact_ddp(nn.Linear(3, 2), backward=lambda model: model(rows).sum().backward())
+wrapped(rows).sum().backward()
+check_reduced(wrapped)
+assert wrapped.module.weight.grad is not None
+dist.destroy_process_group()
+print("torch._dynamo" in sys.modules, hasattr(torch._dynamo.utils, "get_optimize_ddp_mode"))
+"""
+
+
+def test_ddp_starts_without_torchs_compiler_which_is_there_for_whoever_asks(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_COMPILER, str(tmp_path / "store")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"]
