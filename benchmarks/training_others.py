@@ -24,9 +24,6 @@ from benchmarks.training_loops import OPTIMIZER, layers_of, new_model
 
 __all__ = ["LightningLoop", "RayDataLoop", "has_lightning", "quiet_ray"]
 
-SHUFFLED_ROWS = 10_000
-"""Of Ray Data's local shuffle: about ten batches, as its documentation has it."""
-
 
 def has_lightning() -> bool:
     """Whether Lightning is installed; it is no dependency of ours."""
@@ -87,6 +84,8 @@ def _lightning_module(base: Any, layers: nn.Sequential) -> Any:
 class RayDataLoop:
     """What a worker of Ray's documented pattern does: `iter_torch_batches` of a `streaming_split`.
 
+    Without a shuffle, which would make it slower.
+
     It needs a Ray that runs, whose other processes read and shuffle beside this one: on the clock
     it has more than one core.
     """
@@ -111,7 +110,7 @@ class RayDataLoop:
 
     def _train(self) -> None:
         batches: Iterator[dict[str, Tensor]] = self._shard.iter_torch_batches(
-            batch_size=self._batch_rows, local_shuffle_buffer_size=SHUFFLED_ROWS
+            batch_size=self._batch_rows
         )
         for batch in batches:
             values = batch["data"]
