@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,6 +34,12 @@ def pytest_configure() -> None:
     # A deadline is an assertion about time; a failure must come back on the next run.
     settings.register_profile("batchtrain", deadline=None, derandomize=True, print_blob=True)
     settings.load_profile("batchtrain")
+
+
+def pytest_collection_finish() -> None:
+    """Spare every garbage collection the thousands of tests and modules that stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
