@@ -33,6 +33,7 @@ from batchtrain.preprocessing import FittedPreprocessor, FittedTarget, fit_prepr
 from batchtrain.preprocessing.statistics import (
     ColumnStatistics,
     NumericStatistics,
+    WideStatistics,
     merge_statistics,
     merge_tree,
 )
@@ -271,7 +272,9 @@ def _profile(
         "ranges": {
             name: [column.minimum, column.maximum]
             for name, column in statistics.items()
-            if isinstance(column, NumericStatistics) and name in found.data.columns
+            if isinstance(column, NumericStatistics | WideStatistics)
+            and name in found.data.columns
+            and column.minimum <= column.maximum
         },
         "class_counts": found.class_counts,
         "changes": [asdict(change) for change in changes],
@@ -282,6 +285,8 @@ def _profile(
 def _filled(fitted: FittedPreprocessor, name: str, count: int) -> Change:
     column = next(column for column in fitted.columns if column.name == name)
     value = "the unknown category" if column.fill is None else f"{column.fill!r}"
+    if column.wide is not None:
+        value = "zeros"
     return Change("filled", name, count, f"missing: {column.missing} -> {value}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from batchtrain.engines.embedded import EmbeddedEngine
 from batchtrain.engines.engine import BlockFunction, Engine, Marks, Results
 from batchtrain.errors import DataError, Problem, SchemaMismatchError, SpecError
-from batchtrain.preparation.block_work import missing_in_block, only_read, table_of_block
+from batchtrain.preparation.block_work import missing_in_block, table_of_block
 from batchtrain.preparation.resolve import (
     Change,
     TargetFacts,
@@ -40,6 +40,7 @@ from batchtrain.spec.data import (
     SourceSplit,
     SplitSpec,
     TimeSplit,
+    VectorColumn,
     may_have_rows,
 )
 from batchtrain.spec.task import Task
@@ -127,7 +128,9 @@ def survey(
         raise SpecError(resolved)
     target_type, target = _read_target(data, reader, where)
     decided = resolve_task(data, _facts(target_type, target), where, own_splits=source.splits)
-    dropped, unreadable = _dropped_rows(resolved.columns, reader, where)
+    looked = _look(resolved.columns, reader, where)
+    unreadable, dropped = looked.problems, looked.dropped
+    schema = replace(schema, missing={**schema.missing, **looked.missing})
     if isinstance(decided, list) or unreadable:
         raise SpecError([*(decided if isinstance(decided, list) else []), *unreadable])
     task, rule = decided
@@ -222,35 +225,51 @@ def _facts(target_type: ColumnType, target: pa.ChunkedArray) -> TargetFacts:
     return TargetFacts(type=target_type, distinct=distinct)
 
 
-def _dropped_rows(
-    columns: dict[str, ColumnSpec], reader: _Reader, where: Callable[[str], str]
-) -> tuple[dict[str, npt.NDArray[np.bool_]], list[Problem]]:
-    """Read the columns that can lose rows, or whose declared kind the scan cannot vouch for.
+@dataclass(frozen=True)
+class _Looked:
+    """What was found in the columns that can lose rows, or that the scan cannot vouch for.
 
-    Returns:
-        Reason to the rows (bool `[N]`) that lack a value whose policy is `drop`; and a problem
-        for each column with a value that does not fit its declared kind.
+    Attributes:
+        dropped: Reason to the rows (bool `[N]`) that lack a value whose policy is `drop`.
+        missing: Column to cells without a value, for columns that the scan does not read.
+        problems: One for each column with a value that does not fit its declared kind.
     """
-    dropping = [name for name, spec in columns.items() if spec.missing == "drop"]
-    rows = {name: np.zeros(reader.schema.num_rows, dtype=np.bool_) for name in dropping}
+
+    dropped: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    missing: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def _look(columns: dict[str, ColumnSpec], reader: _Reader, where: Callable[[str], str]) -> _Looked:
+    """Read the columns that can lose rows, or whose declared kind the scan cannot vouch for."""
+    unread = {name for name in columns if isinstance(reader.schema.columns[name], Unsupported)}
+    counted = [name for name, spec in columns.items() if spec.missing == "drop" or name in unread]
+    rows = {name: np.zeros(reader.schema.num_rows, dtype=np.bool_) for name in counted}
     types = {
         name: asked
         for name, asked in column_types(columns).items()
-        if name in dropping or _is_doubtful(asked, str(reader.schema.columns[name]))
+        if name in counted or _is_doubtful(asked, str(reader.schema.columns[name]))
     }
     if not types:
-        return {}, []
+        return _Looked()
+    sizes = {name: spec.size for name, spec in columns.items() if isinstance(spec, VectorColumn)}
     try:
         first_row = 0
-        with reader.blocks(types, partial(missing_in_block, dropping)) as results:
+        with reader.blocks(types, partial(missing_in_block, counted, sizes)) as results:
             for (flags,) in results:
-                for name in dropping:
+                for name in counted:
                     rows[name][first_row : first_row + flags.num_rows] = flags[name].to_numpy()
                 first_row += flags.num_rows
     except SchemaMismatchError:
-        return {}, list(_unreadable_columns(types, reader, where))
-    reasons = {f"column {name!r} is missing (its policy is drop)": rows[name] for name in dropping}
-    return reasons, []
+        return _Looked(problems=list(_unreadable_columns(types, sizes, reader, where)))
+    return _Looked(
+        dropped={
+            f"column {name!r} is missing (its policy is drop)": rows[name]
+            for name in counted
+            if columns[name].missing == "drop"
+        },
+        missing={name: int(np.count_nonzero(rows[name])) for name in unread},
+    )
 
 
 def _is_doubtful(asked: ColumnType, found: str) -> bool:
@@ -273,12 +292,16 @@ def _kept_rows(
 
 
 def _unreadable_columns(
-    types: dict[str, ColumnType], reader: _Reader, where: Callable[[str], str]
+    types: dict[str, ColumnType],
+    sizes: Mapping[str, int],
+    reader: _Reader,
+    where: Callable[[str], str],
 ) -> Iterator[Problem]:
-    """One problem for each column that holds a value of another type."""
+    """One problem for each column that holds a value of another type, or a list of another size."""
     for name, column_type in types.items():
+        own = {name: sizes[name]} if name in sizes else {}
         try:
-            with reader.blocks({name: column_type}, only_read) as results:
+            with reader.blocks({name: column_type}, partial(missing_in_block, (), own)) as results:
                 for _nothing in results:
                     pass
         except SchemaMismatchError as error:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 __all__ = [
     "ARROW_TYPES",
+    "PLAIN_TYPES",
     "ColumnType",
     "TableSchema",
     "Unsupported",
@@ -17,22 +18,30 @@ __all__ = [
     "is_text",
 ]
 
-ColumnType: TypeAlias = Literal["integer", "number", "boolean", "string", "time"]
-"""A scan finds the first four; "time" is how a column is read that only orders rows."""
+ColumnType: TypeAlias = Literal["integer", "number", "boolean", "string", "time", "vector", "image"]
+"""A scan finds the first four; "time" is how a column is read that only orders rows, "vector" and
+"image" are read only where a spec declares them."""
 
-ARROW_TYPES: Mapping[str, pa.DataType] = {
+PLAIN_TYPES: Mapping[str, pa.DataType] = {
     "integer": pa.int64(),
     "number": pa.float64(),
     "boolean": pa.bool_(),
     "string": pa.string(),
     "time": pa.timestamp("us"),
 }
+"""The column types of single values."""
+
+ARROW_TYPES: Mapping[str, pa.DataType] = {
+    **PLAIN_TYPES,
+    "vector": pa.large_list(pa.float32()),
+    "image": pa.large_binary(),
+}
 """Column type to the one Arrow type that stands for it in every block."""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A column of a type that cannot be read yet, such as a timestamp, a decimal or a list."""
+    """A column of no type that a scan knows, such as a timestamp, a decimal or a list."""
 
     arrow_type: str
 
