@@ -173,7 +173,7 @@ def _filled_with(column: FittedColumn) -> str | None:
 
 
 def _note(column: FittedColumn) -> str:
-    notes = [] if column.wide is None else [f"{column.wide.width} features"]
+    notes = [] if column.wide is None else [f"{column.wide.num_features} features"]
     if column.missing == "drop":
         notes.append("rows without a value are dropped")
     if column.indicator:

@@ -125,15 +125,12 @@ def resolve_columns(
         if name == by and declared is None:
             detail = "it decides the split, and is a feature only where it is declared"
             changes.append(Change("excluded", name, schema.num_rows, detail))
-        elif isinstance(found, Unsupported) and declared is not None and _reads(declared, found):
-            columns[name] = declared
-        elif isinstance(found, Unsupported):
-            problems.append(_unsupported(name, found, declared is not None, where))
         elif declared is not None:
-            is_empty = schema.missing.get(name, 0) == schema.num_rows
-            problem = _kind_mismatch(name, declared, "no value" if is_empty else found, where)
+            problem = _declared_problem(name, declared, schema, where)
             problems.extend([problem] if problem else [])
             columns[name] = declared
+        elif isinstance(found, Unsupported):
+            problems.append(_unsupported(name, found, False, where))
         elif schema.missing.get(name, 0) == schema.num_rows:
             changes.append(
                 Change("excluded", name, schema.num_rows, "no row has a value in this column")
@@ -271,9 +268,17 @@ def _weight_problems(
         )
 
 
-def _reads(declared: ColumnSpec, found: Unsupported) -> bool:
-    """Whether a declared kind reads a type that a scan does not."""
-    return found.arrow_type.startswith(READABLE.get(declared.kind, ()))
+def _declared_problem(
+    name: str, declared: ColumnSpec, schema: TableSchema, where: Callable[[str], str]
+) -> Problem | None:
+    """What a declared kind cannot read."""
+    found = schema.columns[name]
+    if isinstance(found, Unsupported):
+        if found.arrow_type.startswith(READABLE.get(declared.kind, ())):
+            return None
+        return _unsupported(name, found, True, where)
+    is_empty = schema.missing.get(name, 0) == schema.num_rows
+    return _kind_mismatch(name, declared, "no value" if is_empty else found, where)
 
 
 def _unsupported(

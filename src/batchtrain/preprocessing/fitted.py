@@ -61,7 +61,7 @@ class FittedColumn:
     def num_numeric(self) -> int:
         """How many numeric features this column gives."""
         if self.wide is not None:
-            return self.wide.width
+            return self.wide.num_features
         return int(self.kind != "categorical") + int(self.indicator)
 
     def to_json(self) -> dict[str, Any]:
@@ -117,7 +117,7 @@ class FittedPreprocessor:
         numeric: list[str] = []
         for column in self.columns:
             if column.wide is not None:
-                numeric += [f"{column.name}[{place}]" for place in range(column.wide.width)]
+                numeric += [f"{column.name}[{place}]" for place in range(column.wide.num_features)]
             elif column.kind != "categorical":
                 numeric.append(column.name)
             if column.indicator:

@@ -24,7 +24,7 @@ class FittedText:
     lowercase: bool
 
     @property
-    def width(self) -> int:
+    def num_features(self) -> int:
         """How many features there are."""
         return self.features
 
@@ -44,7 +44,7 @@ class FittedVector:
     divisors: tuple[float, ...] = ()
 
     @property
-    def width(self) -> int:
+    def num_features(self) -> int:
         """How many features there are."""
         return self.size
 
@@ -56,17 +56,17 @@ class FittedImage:
     Attributes:
         channels: 1 for shades of grey, 3 for red, green and blue.
         height: In pixels; images of another size are resized.
-        width_pixels: As `height`.
+        width: As `height`.
     """
 
     channels: int
     height: int
-    width_pixels: int
+    width: int
 
     @property
-    def width(self) -> int:
+    def num_features(self) -> int:
         """How many features there are."""
-        return self.channels * self.height * self.width_pixels
+        return self.channels * self.height * self.width
 
 
 FittedWide: TypeAlias = FittedText | FittedVector | FittedImage

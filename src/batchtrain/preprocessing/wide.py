@@ -8,7 +8,6 @@ import pyarrow as pa
 
 from batchtrain.preprocessing.fitted import FittedColumn
 from batchtrain.preprocessing.fitted_wide import FittedText, FittedVector
-from batchtrain.preprocessing.images import write_pixels
 from batchtrain.preprocessing.vectors import write_numbers
 from batchtrain.preprocessing.words import write_words
 
@@ -38,4 +37,7 @@ def write_features(
     elif isinstance(wide, FittedVector):
         write_numbers(values, wide, out, name=column.name, row_id=row_id)
     elif wide is not None:
+        # Pillow is for those alone who have images.
+        from batchtrain.preprocessing.images import write_pixels
+
         write_pixels(values, wide, out, name=column.name, row_id=row_id)

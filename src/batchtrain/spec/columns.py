@@ -117,12 +117,16 @@ class ImageColumn(SpecModel):
     height: int = Field(ge=1, le=4096)
     """Images of another size are resized."""
     width: int = Field(ge=1, le=4096)
-    channels: Literal[1, 3] = 3
+    channels: int = Field(default=3, ge=1, le=3)
     """1: shades of grey; 3: red, green, blue."""
     missing: Literal["drop", "error"] = "drop"
 
     @model_validator(mode="after")
-    def _is_not_too_large(self) -> ImageColumn:
+    def _is_an_image_of_a_sane_size(self) -> ImageColumn:
+        if self.channels == 2:
+            raise ValueError(
+                "`channels` must be 1 (shades of grey) or 3 (red, green, blue), found 2"
+            )
         if self.height * self.width * self.channels > MAX_WIDTH:
             raise ValueError(
                 f"`height` x `width` x `channels` must be at most {MAX_WIDTH}, found "
