@@ -28,7 +28,7 @@ from batchtrain.preparation.block_work import (
 )
 from batchtrain.preparation.resolve import Change
 from batchtrain.preparation.shards import ShardWriter, auto_lanes, packed_row_bytes
-from batchtrain.preparation.survey import Survey, column_types
+from batchtrain.preparation.survey import Survey, block_rows_of, column_types
 from batchtrain.preprocessing import FittedPreprocessor, FittedTarget, fit_preprocessor
 from batchtrain.preprocessing.statistics import (
     ColumnStatistics,
@@ -213,17 +213,19 @@ def _over_blocks(
     types = {**column_types(dict(found.data.columns)), found.data.target: found.target_type}
     if found.data.weight is not None:
         types[found.data.weight] = "number"
+    at_most = block_rows_of(found.data.columns)
     results = engine.map_blocks(
         found.source,
         types,
         work,
         rows_of_files=found.schema.rows_of_files,
         marks=found.split_of_row,
+        at_most=at_most,
     )
     with closing(results):
         for place, tables in enumerate(results):
             yield tables
-            done = min((place + 1) * engine.block_rows, found.schema.num_rows)
+            done = min((place + 1) * min(engine.block_rows, at_most), found.schema.num_rows)
             progress.working(what, done, found.schema.num_rows)
 
 

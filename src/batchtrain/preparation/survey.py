@@ -29,6 +29,7 @@ from batchtrain.preparation.split_columns import (
 )
 from batchtrain.preparation.splits import assign_splits, file_splits
 from batchtrain.preprocessing.fitted import INPUT_TYPES
+from batchtrain.preprocessing.fitted_wide import rows_at_once
 from batchtrain.preprocessing.transform import class_names, missing_rows
 from batchtrain.spec.data import (
     SPLITS,
@@ -37,14 +38,17 @@ from batchtrain.spec.data import (
     DataSpec,
     FilesSplit,
     GroupSplit,
+    ImageColumn,
     SourceSplit,
     SplitSpec,
+    TextColumn,
     TimeSplit,
     VectorColumn,
     may_have_rows,
 )
 from batchtrain.spec.task import Task
 from batchtrain.tables import (
+    BLOCK_ROWS,
     ColumnType,
     Source,
     TableSchema,
@@ -54,7 +58,7 @@ from batchtrain.tables import (
     scan_items,
 )
 
-__all__ = ["DROPPED", "Survey", "column_types", "survey"]
+__all__ = ["DROPPED", "Survey", "block_rows_of", "column_types", "survey"]
 
 DROPPED = 255
 """The split number of a row that is in no split."""
@@ -162,6 +166,14 @@ def column_types(columns: Mapping[str, ColumnSpec]) -> dict[str, ColumnType]:
     return {name: INPUT_TYPES[spec.kind] for name, spec in columns.items()}
 
 
+def block_rows_of(columns: Mapping[str, ColumnSpec]) -> int:
+    """How many rows of these columns a block has at most."""
+    wide = (TextColumn, VectorColumn, ImageColumn)
+    return rows_at_once(
+        sum(spec.num_features for spec in columns.values() if isinstance(spec, wide))
+    )
+
+
 @dataclass(frozen=True)
 class _Reader:
     """Reads columns of all rows, by an engine."""
@@ -175,11 +187,18 @@ class _Reader:
         types: Mapping[str, ColumnType],
         function: BlockFunction,
         marks: Marks | None = None,
+        at_most: int = BLOCK_ROWS,
     ) -> closing[Results]:
         """What a function makes of each block of some columns."""
-        rows = self.schema.rows_of_files
         return closing(
-            self.engine.map_blocks(self.source, types, function, rows_of_files=rows, marks=marks)
+            self.engine.map_blocks(
+                self.source,
+                types,
+                function,
+                rows_of_files=self.schema.rows_of_files,
+                marks=marks,
+                at_most=at_most,
+            )
         )
 
     def column(self, name: str, column_type: ColumnType) -> pa.ChunkedArray:
@@ -255,7 +274,8 @@ def _look(columns: dict[str, ColumnSpec], reader: _Reader, where: Callable[[str]
     sizes = {name: spec.size for name, spec in columns.items() if isinstance(spec, VectorColumn)}
     try:
         first_row = 0
-        with reader.blocks(types, partial(missing_in_block, counted, sizes)) as results:
+        work = partial(missing_in_block, counted, sizes)
+        with reader.blocks(types, work, at_most=block_rows_of(columns)) as results:
             for (flags,) in results:
                 for name in counted:
                     rows[name][first_row : first_row + flags.num_rows] = flags[name].to_numpy()

@@ -105,6 +105,11 @@ class FittedPreprocessor:
         return sum(column.num_numeric for column in self.columns)
 
     @property
+    def num_wide(self) -> int:
+        """How many of these are of texts, vectors and images."""
+        return sum(column.num_numeric for column in self.columns if column.wide is not None)
+
+    @property
     def cardinalities(self) -> tuple[int, ...]:
         """For each categorical column the number of codes, code 0 for unknown included."""
         return tuple(

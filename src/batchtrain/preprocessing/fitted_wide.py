@@ -6,7 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-__all__ = ["FittedImage", "FittedText", "FittedVector", "FittedWide", "wide_from_json"]
+from batchtrain.tables import BLOCK_ROWS
+
+__all__ = [
+    "FittedImage",
+    "FittedText",
+    "FittedVector",
+    "FittedWide",
+    "rows_at_once",
+    "wide_from_json",
+]
+
+BLOCK_NUMBERS = 1 << 25
+"""The features of wide columns in one block, at most: 128 MiB of float32."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,20 @@ class FittedImage:
     def num_features(self) -> int:
         """How many features there are."""
         return self.channels * self.height * self.width
+
+
+def rows_at_once(num_features: int) -> int:
+    """How many rows a block has at most, so that memory does not grow with the width of a row.
+
+    Args:
+        num_features: The features of a row's texts, vectors and images together; the other columns
+            do not count.
+
+    Example:
+        >>> rows_at_once(0), rows_at_once(784), rows_at_once(3 * 224 * 224)
+        (65536, 42799, 222)
+    """
+    return max(1, min(BLOCK_ROWS, BLOCK_NUMBERS // max(num_features, 1)))
 
 
 FittedWide: TypeAlias = FittedText | FittedVector | FittedImage

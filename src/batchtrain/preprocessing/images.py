@@ -7,7 +7,7 @@ import io
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from batchtrain.errors import DataError
 from batchtrain.preprocessing.fitted_wide import FittedImage
@@ -95,6 +95,6 @@ def _eight_bits(deep: npt.NDArray[np.generic]) -> npt.NDArray[np.uint8]:
 
 def _told(error: Exception) -> str:
     """What a decoder says, without the address of its buffer."""
-    if isinstance(error, Image.UnidentifiedImageError):
+    if isinstance(error, UnidentifiedImageError):
         return "bytes that are neither"
     return f"{type(error).__name__}: {str(error)[:200]}"

@@ -89,6 +89,11 @@ class TextColumn(SpecModel):
     lowercase: bool = True
     """Whether `Good` and `good` are one word."""
 
+    @property
+    def num_features(self) -> int:
+        """How many numeric features the column gives."""
+        return self.features
+
 
 class VectorColumn(SpecModel):
     """A list of numbers, of one length in all rows, such as an embedding or pixels.
@@ -104,6 +109,11 @@ class VectorColumn(SpecModel):
     rows."""
     missing: Literal["zeros", "drop", "error"] = "zeros"
     """`zeros` is the mean where the numbers are scaled."""
+
+    @property
+    def num_features(self) -> int:
+        """How many numeric features the column gives."""
+        return self.size
 
 
 class ImageColumn(SpecModel):
@@ -121,16 +131,21 @@ class ImageColumn(SpecModel):
     """1: shades of grey; 3: red, green, blue."""
     missing: Literal["drop", "error"] = "drop"
 
+    @property
+    def num_features(self) -> int:
+        """How many numeric features the column gives."""
+        return self.channels * self.height * self.width
+
     @model_validator(mode="after")
     def _is_an_image_of_a_sane_size(self) -> ImageColumn:
         if self.channels == 2:
             raise ValueError(
                 "`channels` must be 1 (shades of grey) or 3 (red, green, blue), found 2"
             )
-        if self.height * self.width * self.channels > MAX_WIDTH:
+        if self.num_features > MAX_WIDTH:
             raise ValueError(
                 f"`height` x `width` x `channels` must be at most {MAX_WIDTH}, found "
-                f"{self.height * self.width * self.channels}"
+                f"{self.num_features}"
             )
         return self
 

@@ -15,6 +15,8 @@ __all__ = [
     "TableSchema",
     "Unsupported",
     "column_type",
+    "is_bytes",
+    "is_list",
     "is_text",
 ]
 
@@ -90,4 +92,23 @@ def is_text(arrow_type: pa.DataType) -> bool:
         pa.types.is_string(arrow_type)
         or pa.types.is_large_string(arrow_type)
         or pa.types.is_string_view(arrow_type)
+    )
+
+
+def is_list(arrow_type: pa.DataType) -> bool:
+    """Whether an Arrow type is one of the three that hold lists."""
+    return bool(
+        pa.types.is_list(arrow_type)
+        or pa.types.is_large_list(arrow_type)
+        or pa.types.is_fixed_size_list(arrow_type)
+    )
+
+
+def is_bytes(arrow_type: pa.DataType) -> bool:
+    """Whether an Arrow type is one of the four that hold bytes."""
+    return bool(
+        pa.types.is_binary(arrow_type)
+        or pa.types.is_large_binary(arrow_type)
+        or pa.types.is_binary_view(arrow_type)
+        or pa.types.is_fixed_size_binary(arrow_type)
     )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchtrain.tables.parse import Mask, mask, parse_numbers
-from batchtrain.tables.types import ARROW_TYPES, is_text
+from batchtrain.tables.types import ARROW_TYPES, is_bytes, is_list, is_text
 
 __all__ = ["WIDE_MISFITS", "to_images", "to_vectors"]
 
@@ -35,12 +35,12 @@ def to_vectors(values: pa.Array) -> tuple[pa.Array, Mask]:
         several lengths.
     """
     present = mask(pc.is_valid(values))
-    if not _is_list(values.type):
+    if not is_list(values.type):
         return values, present
     bad = np.zeros(len(values), dtype=np.bool_)
     lengths = _lengths(values, missing=0)
     leaves = values.flatten()
-    while _is_list(leaves.type):
+    while is_list(leaves.type):
         inner = _lengths(leaves, missing=-1)
         lengths, uneven = _sums(inner, lengths)
         bad |= uneven
@@ -73,7 +73,7 @@ def to_images(column: pa.ChunkedArray) -> tuple[pa.Array, pa.Array, Mask]:
         found = pc.struct_field(column, "bytes")
         if column.type.get_field_index("path") >= 0:
             paths = mask(pc.is_valid(pc.struct_field(column, "path")))
-    if not (_is_bytes(found.type) or pa.types.is_null(found.type)):
+    if not (is_bytes(found.type) or pa.types.is_null(found.type)):
         return _joined(column), _joined(column), mask(pc.is_valid(column))
     images = _joined(found.cast(wanted))
     bad = paths & ~mask(pc.is_valid(images))
@@ -85,29 +85,12 @@ def _joined(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(values.chunks) if isinstance(values, pa.ChunkedArray) else values
 
 
-def _is_list(found: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(found)
-        or pa.types.is_large_list(found)
-        or pa.types.is_fixed_size_list(found)
-    )
-
-
-def _is_bytes(found: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_binary(found)
-        or pa.types.is_large_binary(found)
-        or pa.types.is_binary_view(found)
-        or pa.types.is_fixed_size_binary(found)
-    )
-
-
 def _has_bytes(struct: pa.DataType) -> bool:
     place = struct.get_field_index("bytes")
     if place < 0:
         return False
     found = struct.field(place).type
-    return _is_bytes(found) or bool(pa.types.is_null(found))
+    return is_bytes(found) or bool(pa.types.is_null(found))
 
 
 def _lengths(lists: pa.Array, *, missing: int) -> Lengths:
@@ -149,7 +132,7 @@ def _float32(leaves: pa.Array) -> npt.NDArray[np.float32] | None:
 def _vector_misfit(cell: pa.Scalar) -> tuple[str, str, str]:
     """What a cell that is no vector should be, what it is, and what to do."""
     advice = "Correct the row, or exclude the column"
-    if not _is_list(cell.type):
+    if not is_list(cell.type):
         return "a list of numbers", _shown(cell), "Store lists, or declare another kind"
     for place, leaf in enumerate(_leaves(cell.as_py())):
         if leaf is None:

@@ -180,7 +180,7 @@ def test_the_state_of_an_image_comes_back_from_json() -> None:
 
 
 def test_an_image_of_two_channels_or_too_many_features_is_no_spec() -> None:
-    with pytest.raises(ValueError, match="must be 1 .* or 3 .*, found 2"):
+    with pytest.raises(ValueError, match=r"must be 1 .* or 3 .*, found 2"):
         ImageColumn(kind="image", height=1, width=1, channels=2)
     with pytest.raises(ValueError, match="must be at most 1048576, found 4194304"):
         ImageColumn(kind="image", height=1024, width=4096, channels=1)

@@ -26,6 +26,7 @@ from batchtrain.preprocessing import (
     FittedColumn,
     FittedPreprocessor,
     FittedTarget,
+    fitted_wide,
     transform,
     vectors,
 )
@@ -42,7 +43,8 @@ from batchtrain.preprocessing.statistics_tables import (
 )
 from batchtrain.progress import Progress
 from batchtrain.spec.data import SPLITS, ColumnSpec, VectorColumn
-from batchtrain.tables import conform
+from batchtrain.tables import conform, open_source
+from batchtrain.tables.parquet import read_parquet
 from batchtrain.tables.types import ARROW_TYPES
 from tests.support.builders import prepared_for, run, spec_for, storage_of
 from tests.support.sources import write_arrow, write_hugging_face, write_json_lines
@@ -432,3 +434,34 @@ def test_new_rows_are_held_to_the_length(bundle: LoadedBundle) -> None:
         bundle.predict({"v": [[1, 2]], "age": [3.0]})
     with pytest.raises(SchemaMismatchError, match=r"'v' of the rows.*a list of numbers"):
         bundle.predict({"v": ["1"], "age": [3.0]})
+
+
+def test_blocks_of_wide_rows_are_short_whatever_the_engine_would_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = {"columns": {"v": {"kind": "vector", "size": 6}}, "exclude": ["age"]}
+    long = prepared_for(spec_for(tmp_path, table_of(), data=data))
+    monkeypatch.setattr(fitted_wide, "BLOCK_NUMBERS", 6 * 16)
+    told: list[int] = []
+
+    class Telling(Progress):
+        def working(self, what: str, done: int, total: int | None) -> None:
+            told.extend([done] if what == "rows written" else [])
+
+    (tmp_path / "other").mkdir()
+    again = spec_for(tmp_path / "other", table_of(), data=data)
+    short, _ = prepare(again, storage_of(again), Telling())
+    assert told == [16, 32, 48, 60]
+    for split in SPLITS:
+        assert short.load(split).numeric.tobytes() == long.load(split).numeric.tobytes()
+
+
+def test_parquet_files_with_wide_rows_are_read_some_rows_at_a_time(tmp_path: Path) -> None:
+    table = pa.table({"v": [[1.0, 2.0]] * 3000, "x": range(3000)})
+    pq.write_table(table, tmp_path / "t.parquet")
+    (file,) = open_source("t.parquet", base=tmp_path, null_values=()).files
+
+    def sizes(*columns: str) -> list[int]:
+        return [part.num_rows for _row, part in read_parquet(file, columns)]
+
+    assert (sizes("x"), sizes("v", "x")) == ([3000], [1024, 1024, 952])
