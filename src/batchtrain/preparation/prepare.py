@@ -26,9 +26,10 @@ from batchtrain.preparation.block_work import (
     transform_block,
     transformed_block,
 )
+from batchtrain.preparation.look import block_rows_of, column_types
 from batchtrain.preparation.resolve import Change
 from batchtrain.preparation.shards import ShardWriter, auto_lanes, packed_row_bytes
-from batchtrain.preparation.survey import Survey, block_rows_of, column_types
+from batchtrain.preparation.survey import Survey
 from batchtrain.preprocessing import FittedPreprocessor, FittedTarget, fit_preprocessor
 from batchtrain.preprocessing.statistics import (
     ColumnStatistics,

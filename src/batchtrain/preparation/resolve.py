@@ -130,7 +130,7 @@ def resolve_columns(
             problems.extend([problem] if problem else [])
             columns[name] = declared
         elif isinstance(found, Unsupported):
-            problems.append(_unsupported(name, found, False, where))
+            problems.append(_unsupported(name, found, None, where))
         elif schema.missing.get(name, 0) == schema.num_rows:
             changes.append(
                 Change("excluded", name, schema.num_rows, "no row has a value in this column")
@@ -276,30 +276,33 @@ def _declared_problem(
     if isinstance(found, Unsupported):
         if found.arrow_type.startswith(READABLE.get(declared.kind, ())):
             return None
-        return _unsupported(name, found, True, where)
+        return _unsupported(name, found, declared, where)
     is_empty = schema.missing.get(name, 0) == schema.num_rows
     return _kind_mismatch(name, declared, "no value" if is_empty else found, where)
 
 
 def _unsupported(
-    name: str, found: Unsupported, declared: bool, where: Callable[[str], str]
+    name: str, found: Unsupported, declared: ColumnSpec | None, where: Callable[[str], str]
 ) -> Problem:
-    key = f"data.columns.{name}" if declared else "data"
-    return Problem(
-        where(key),
-        key,
-        f"column {name!r} holds {found}, which no column kind can read yet",
-        f"Add `exclude: [{name}]` under data, or {_instead(found, declared)}",
-    )
+    if declared is None:
+        key = "data"
+        message = f"column {name!r} holds {found}, which is read as no kind by itself"
+        instead = _instead(found)
+    else:
+        key = f"data.columns.{name}"
+        message = f"column {name!r} is declared {declared.kind} but holds {found}"
+        instead = "convert the column"
+    hint = f"Add `exclude: [{name}]` under data, or {instead}"
+    return Problem(where(key), key, message, hint)
 
 
-def _instead(found: Unsupported, declared: bool) -> str:
+def _instead(found: Unsupported) -> str:
     """What else to do about a column of a type that a scan does not know."""
     kind = next(
         (kind for kind, types in READABLE.items() if found.arrow_type.startswith(types)), ""
     )
     settings = {"vector": "size: LENGTH", "image": "height: ROWS, width: COLUMNS"}.get(kind)
-    if settings is None or declared:
+    if settings is None:
         return "convert the column"
     return f"declare it under `data.columns` as `{{kind: {kind}, {settings}}}`"
 
@@ -310,14 +313,18 @@ def _kind_mismatch(
     """What a declared kind cannot read; single bad values are found when rows are read."""
     key = f"data.columns.{name}.kind"
     if isinstance(declared, VectorColumn | ImageColumn):
-        what = "lists" if isinstance(declared, VectorColumn) else "the bytes of images"
+        hint = "Text of CSV files and JSON lines cannot hold images: use Parquet or Arrow files"
+        if isinstance(declared, VectorColumn):
+            hint = (
+                "A cell of a CSV file cannot hold lists: use Parquet or Arrow files, or arrays in "
+                "JSON lines"
+            )
         held = {"string": "text", "boolean": "true and false", "no value": found}
         return Problem(
             where(key),
             key,
             f"column {name!r} is declared {declared.kind} but holds {held.get(found, 'numbers')}",
-            f"A cell of a CSV file cannot hold {what}: use Parquet or Arrow files"
-            + (", or JSON lines" if isinstance(declared, VectorColumn) else ""),
+            hint,
         )
     if isinstance(declared, CategoricalColumn | TextColumn) and found == "number":
         return Problem(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchtrain.engines.embedded import EmbeddedEngine
-from batchtrain.engines.engine import BlockFunction, Engine, Marks, Results
+from batchtrain.engines.engine import Engine
 from batchtrain.errors import DataError, Problem, SchemaMismatchError, SpecError
-from batchtrain.preparation.block_work import missing_in_block, table_of_block
+from batchtrain.preparation.look import ColumnReader, look
 from batchtrain.preparation.resolve import (
     Change,
     TargetFacts,
@@ -28,27 +28,20 @@ from batchtrain.preparation.split_columns import (
     splits_in_block,
 )
 from batchtrain.preparation.splits import assign_splits, file_splits
-from batchtrain.preprocessing.fitted import INPUT_TYPES
-from batchtrain.preprocessing.fitted_wide import rows_at_once
 from batchtrain.preprocessing.transform import class_names, missing_rows
 from batchtrain.spec.data import (
     SPLITS,
-    ColumnSpec,
     ColumnSplit,
     DataSpec,
     FilesSplit,
     GroupSplit,
-    ImageColumn,
     SourceSplit,
     SplitSpec,
-    TextColumn,
     TimeSplit,
-    VectorColumn,
     may_have_rows,
 )
 from batchtrain.spec.task import Task
 from batchtrain.tables import (
-    BLOCK_ROWS,
     ColumnType,
     Source,
     TableSchema,
@@ -58,7 +51,7 @@ from batchtrain.tables import (
     scan_items,
 )
 
-__all__ = ["DROPPED", "Survey", "block_rows_of", "column_types", "survey"]
+__all__ = ["DROPPED", "Survey", "survey"]
 
 DROPPED = 255
 """The split number of a row that is in no split."""
@@ -126,13 +119,13 @@ def survey(
     items = scan_items(source)
     with closing(engine.map_items(items, partial(scan_item, source))) as parts:
         schema = merge_scans(source, items, parts)
-    reader = _Reader(source, schema, engine)
+    reader = ColumnReader(source, schema, engine)
     resolved = resolve_columns(data, schema, where)
     if isinstance(resolved, list):
         raise SpecError(resolved)
     target_type, target = _read_target(data, reader, where)
     decided = resolve_task(data, _facts(target_type, target), where, own_splits=source.splits)
-    looked = _look(resolved.columns, reader, where)
+    looked = look(resolved.columns, reader, where)
     unreadable, dropped = looked.problems, looked.dropped
     schema = replace(schema, missing={**schema.missing, **looked.missing})
     if isinstance(decided, list) or unreadable:
@@ -161,54 +154,8 @@ def survey(
     return found
 
 
-def column_types(columns: Mapping[str, ColumnSpec]) -> dict[str, ColumnType]:
-    """The canonical type in which each declared column is read."""
-    return {name: INPUT_TYPES[spec.kind] for name, spec in columns.items()}
-
-
-def block_rows_of(columns: Mapping[str, ColumnSpec]) -> int:
-    """How many rows of these columns a block has at most."""
-    wide = (TextColumn, VectorColumn, ImageColumn)
-    return rows_at_once(
-        sum(spec.num_features for spec in columns.values() if isinstance(spec, wide))
-    )
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads columns of all rows, by an engine."""
-
-    source: Source
-    schema: TableSchema
-    engine: Engine
-
-    def blocks(
-        self,
-        types: Mapping[str, ColumnType],
-        function: BlockFunction,
-        marks: Marks | None = None,
-        at_most: int = BLOCK_ROWS,
-    ) -> closing[Results]:
-        """What a function makes of each block of some columns."""
-        return closing(
-            self.engine.map_blocks(
-                self.source,
-                types,
-                function,
-                rows_of_files=self.schema.rows_of_files,
-                marks=marks,
-                at_most=at_most,
-            )
-        )
-
-    def column(self, name: str, column_type: ColumnType) -> pa.ChunkedArray:
-        """All values of one column."""
-        with self.blocks({name: column_type}, table_of_block) as results:
-            return pa.concat_tables([table for (table,) in results])[name]
-
-
 def _read_target(
-    data: DataSpec, reader: _Reader, where: Callable[[str], str]
+    data: DataSpec, reader: ColumnReader, where: Callable[[str], str]
 ) -> tuple[ColumnType, pa.ChunkedArray]:
     """The whole target column in its own type; one column of N values fits in memory."""
     found = reader.schema.columns[data.target]
@@ -244,59 +191,6 @@ def _facts(target_type: ColumnType, target: pa.ChunkedArray) -> TargetFacts:
     return TargetFacts(type=target_type, distinct=distinct)
 
 
-@dataclass(frozen=True)
-class _Looked:
-    """What was found in the columns that can lose rows, or that the scan cannot vouch for.
-
-    Attributes:
-        dropped: Reason to the rows (bool `[N]`) that lack a value whose policy is `drop`.
-        missing: Column to cells without a value, for columns that the scan does not read.
-        problems: One for each column with a value that does not fit its declared kind.
-    """
-
-    dropped: dict[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
-    missing: dict[str, int] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
-
-
-def _look(columns: dict[str, ColumnSpec], reader: _Reader, where: Callable[[str], str]) -> _Looked:
-    """Read the columns that can lose rows, or whose declared kind the scan cannot vouch for."""
-    unread = {name for name in columns if isinstance(reader.schema.columns[name], Unsupported)}
-    counted = [name for name, spec in columns.items() if spec.missing == "drop" or name in unread]
-    rows = {name: np.zeros(reader.schema.num_rows, dtype=np.bool_) for name in counted}
-    types = {
-        name: asked
-        for name, asked in column_types(columns).items()
-        if name in counted or _is_doubtful(asked, str(reader.schema.columns[name]))
-    }
-    if not types:
-        return _Looked()
-    sizes = {name: spec.size for name, spec in columns.items() if isinstance(spec, VectorColumn)}
-    try:
-        first_row = 0
-        work = partial(missing_in_block, counted, sizes)
-        with reader.blocks(types, work, at_most=block_rows_of(columns)) as results:
-            for (flags,) in results:
-                for name in counted:
-                    rows[name][first_row : first_row + flags.num_rows] = flags[name].to_numpy()
-                first_row += flags.num_rows
-    except SchemaMismatchError:
-        return _Looked(problems=list(_unreadable_columns(types, sizes, reader, where)))
-    return _Looked(
-        dropped={
-            f"column {name!r} is missing (its policy is drop)": rows[name]
-            for name in counted
-            if columns[name].missing == "drop"
-        },
-        missing={name: int(np.count_nonzero(rows[name])) for name in unread},
-    )
-
-
-def _is_doubtful(asked: ColumnType, found: str) -> bool:
-    """Whether a value may not fit: text for a number, or anything else for true and false."""
-    return (found == "string" and asked != "string") or (asked == "boolean" and found != "boolean")
-
-
 def _kept_rows(
     reasons: Mapping[str, npt.NDArray[np.bool_]], num_rows: int
 ) -> tuple[npt.NDArray[np.bool_], list[Change]]:
@@ -309,24 +203,6 @@ def _kept_rows(
         if newly:
             changes.append(Change("dropped", "rows", newly, reason))
     return kept, changes
-
-
-def _unreadable_columns(
-    types: dict[str, ColumnType],
-    sizes: Mapping[str, int],
-    reader: _Reader,
-    where: Callable[[str], str],
-) -> Iterator[Problem]:
-    """One problem for each column that holds a value of another type, or a list of another size."""
-    for name, column_type in types.items():
-        own = {name: sizes[name]} if name in sizes else {}
-        try:
-            with reader.blocks({name: column_type}, partial(missing_in_block, (), own)) as results:
-                for _nothing in results:
-                    pass
-        except SchemaMismatchError as error:
-            key = f"data.columns.{name}"
-            yield Problem(where(key), key, str(error))
 
 
 def _labels(
@@ -343,7 +219,7 @@ def _labels(
 
 def _splits_of_kept(
     rule: SplitSpec,
-    reader: _Reader,
+    reader: ColumnReader,
     kept: npt.NDArray[np.bool_],
     labels: npt.NDArray[np.int64] | None,
     seed: int,
