@@ -302,7 +302,8 @@ def _instead(found: Unsupported) -> str:
         (kind for kind, types in READABLE.items() if found.arrow_type.startswith(types)), ""
     )
     settings = {"vector": "size: LENGTH", "image": "height: ROWS, width: COLUMNS"}.get(kind)
-    if settings is None:
+    is_other_struct = found.arrow_type.startswith("struct<") and "bytes: " not in found.arrow_type
+    if settings is None or is_other_struct:
         return "convert the column"
     return f"declare it under `data.columns` as `{{kind: {kind}, {settings}}}`"
 

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from batchtrain.cli.predictions import predict_row
 from batchtrain.engines.embedded import EmbeddedEngine
 from batchtrain.errors import DataError, SchemaMismatchError, SpecError
 from batchtrain.prediction.loaded import LoadedBundle, load_bundle
@@ -343,3 +344,20 @@ def test_an_image_of_another_size_is_resized_at_prediction_too(bundle: LoadedBun
     assert one.equals(other)
     with pytest.raises(DataError, match=r"'scan'.*in row 1: bytes that are neither"):
         bundle.predict({"scan": [encoded(small), b"x"]})
+
+
+def test_a_single_row_without_an_image_has_no_prediction_and_says_so(
+    bundle: LoadedBundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict_row(bundle, {"scan": [None]}, as_json=False)
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["label: None", "  dark: n/a", "  light: n/a"]
+    assert "1 rows have no prediction" in said.err
+
+
+def test_another_struct_is_not_taken_for_an_image(tmp_path: Path) -> None:
+    table = table_of().set_column(0, "scan", pa.array([{"x": 1}] * 40))
+    with pytest.raises(SpecError, match=r"exclude: \[scan\]` under data, or convert the column"):
+        prepared_for(spec_for(tmp_path, table))
+    with pytest.raises(SpecError, match=r"row_id 0: expected the bytes of an image"):
+        prepared_for(spec_for(tmp_path, table, data=DECLARED))
