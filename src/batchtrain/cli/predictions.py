@@ -61,7 +61,8 @@ def predict_row(loaded: Any, values: dict[str, list[Any]], *, as_json: bool) -> 
     print(plain(f"{loaded.preprocessor.target.name}: {found['prediction']}"))
     for name, value in found.items():
         if name.startswith("probability_"):
-            print(plain(f"  {name.removeprefix('probability_')}: {value:.4f}"))
+            shown = "n/a" if value is None else f"{value:.4f}"
+            print(plain(f"  {name.removeprefix('probability_')}: {shown}"))
 
 
 def predict_table(

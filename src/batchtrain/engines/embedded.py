@@ -44,7 +44,8 @@ class EmbeddedEngine:
         *,
         rows_of_files: Sequence[int] | None = None,
         marks: Marks | None = None,
+        at_most: int = BLOCK_ROWS,
     ) -> Results:
         """See `Engine.map_blocks`."""
-        tables = read_blocks(source, columns, block_rows=self.block_rows)
+        tables = read_blocks(source, columns, block_rows=min(self.block_rows, at_most))
         yield from map(function, numbered(tables, marks))

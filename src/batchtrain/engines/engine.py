@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchtrain.tables import ColumnType, Source
+from batchtrain.tables import BLOCK_ROWS, ColumnType, Source
 
 __all__ = [
     "Block",
@@ -93,6 +93,7 @@ class Engine(Protocol):
         *,
         rows_of_files: Sequence[int] | None = None,
         marks: Marks | None = None,
+        at_most: int = BLOCK_ROWS,
     ) -> Results:
         """Give what the function makes of each block, in their order, in bounded memory.
 
@@ -103,6 +104,7 @@ class Engine(Protocol):
             rows_of_files: The rows of each file, where a scan told them; else they are counted
                 where that is needed.
             marks: uint8 `[N]`, one for each row.
+            at_most: The most rows of a block; fewer than the engine's own where rows are wide.
 
         Raises:
             BatchtrainError: As `tables.read_blocks` and the function.

@@ -112,14 +112,16 @@ class RayEngine:
         *,
         rows_of_files: Sequence[int] | None = None,
         marks: Marks | None = None,
+        at_most: int = BLOCK_ROWS,
     ) -> Results:
         """See `Engine.map_blocks`."""
         if rows_of_files is None:
             rows_of_files = self._counted(source)
-        count = -(-sum(rows_of_files) // self._block_rows)
+        block_rows = min(self._block_rows, at_most)
+        count = -(-sum(rows_of_files) // block_rows)
         units = plan_units(
             rows_of_files,
-            block_rows=self._block_rows,
+            block_rows=block_rows,
             unit_blocks=min(max(1, count // (WAVES * self._cores())), UNIT_BLOCKS),
             enters_files=source.kind == "parquet",
         )
@@ -128,7 +130,7 @@ class RayEngine:
             source=source,
             columns=dict(columns),
             units=tuple(units),
-            block_rows=self._block_rows,
+            block_rows=block_rows,
         )
         yield from self._results(inputs, partial(_work_on_units, reading, function), count)
         # A task on another machine may have read a copy, which does not change with the original.

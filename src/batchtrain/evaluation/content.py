@@ -117,8 +117,12 @@ def _inexact(trained: TrainedModel) -> list[str]:
 def _summary(spec: RunSpec, fitted: FittedPreprocessor) -> str:
     shape = "-".join(str(width) for width in getattr(spec.model, "hidden", ()))
     name = f"{spec.model.kind} {shape}".strip()
-    count = len(fitted.columns)
-    return f"{name} on {count} feature{'' if count == 1 else 's'}"
+    columns = len(fitted.columns)
+    plural = "" if columns == 1 else "s"
+    if all(column.wide is None for column in fitted.columns):
+        return f"{name} on {columns} feature{plural}"
+    count = fitted.num_numeric + len(fitted.cardinalities)
+    return f"{name} on {count} features of {columns} column{plural}"
 
 
 def _splits(prepared: PreparedData, profile: Mapping[str, Any]) -> tuple[page.SplitSummary, ...]:
@@ -160,6 +164,8 @@ def _columns(sources: ReportSources, profile: Mapping[str, Any]) -> Iterable[pag
 def _filled_with(column: FittedColumn) -> str | None:
     if column.missing in {"drop", "error"}:
         return None
+    if column.wide is not None:
+        return "a text without words" if column.kind == "text" else "zeros"
     if column.fill is None:
         return "the unknown category"
     value = f"{column.fill:.6g}" if isinstance(column.fill, float) else str(column.fill)
@@ -167,9 +173,12 @@ def _filled_with(column: FittedColumn) -> str | None:
 
 
 def _note(column: FittedColumn) -> str:
+    notes = [] if column.wide is None else [f"{column.wide.num_features} features"]
     if column.missing == "drop":
-        return "rows without a value are dropped"
-    return "with a feature that says it was missing" if column.indicator else ""
+        notes.append("rows without a value are dropped")
+    if column.indicator:
+        notes.append("with a feature that says it was missing")
+    return "; ".join(notes)
 
 
 def _epoch(record: Mapping[str, Any]) -> page.EpochRow:

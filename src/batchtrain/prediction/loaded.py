@@ -15,6 +15,7 @@ import pyarrow as pa
 from batchtrain.artifacts.bundle import ModelBundle
 from batchtrain.engines.shipped import Shipped
 from batchtrain.preprocessing import FittedPreprocessor
+from batchtrain.preprocessing.fitted_wide import rows_at_once
 from batchtrain.scoring import CustomCode, Scorer, prediction_table
 from batchtrain.tables import ColumnType, Rows, conform, extra_columns, frame_to_table
 
@@ -93,6 +94,11 @@ class LoadedBundle:
         """The raw columns that are needed, and their types."""
         return self.preprocessor.input_types
 
+    @property
+    def block_rows(self) -> int:
+        """How many rows are worked on at once, at most."""
+        return min(BLOCK_ROWS, rows_at_once(self.preprocessor.num_wide))
+
     def predict(self, rows: Rows) -> pd.DataFrame:
         """Predict on rows in memory.
 
@@ -114,8 +120,8 @@ class LoadedBundle:
         """As `predict`, on an Arrow table of any column types that fit; with the counts."""
         counts = PredictionCounts()
         parts = []
-        for start in range(0, max(table.num_rows, 1), BLOCK_ROWS):
-            rows = table.slice(start, BLOCK_ROWS)
+        for start in range(0, max(table.num_rows, 1), self.block_rows):
+            rows = table.slice(start, self.block_rows)
             block = conform(rows, self.columns, first_row=start, where="the rows")
             part, counted = self.predict_block(block, first_row=start)
             parts.append(part)

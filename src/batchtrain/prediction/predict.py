@@ -85,7 +85,9 @@ def predict_file(
     neutralised = 0
     work = partial(_predict_block, bundle.shipped(), out.suffix == ".csv")
     with (
-        closing(engine.map_blocks(opened, bundle.columns, work)) as results,
+        closing(
+            engine.map_blocks(opened, bundle.columns, work, at_most=bundle.block_rows)
+        ) as results,
         _new_file(out) as temporary,
         _writer(temporary, out.suffix) as write,
     ):

@@ -25,6 +25,7 @@ from batchtrain.preprocessing.statistics_tables import (
     statistics_to_tables,
 )
 from batchtrain.preprocessing.transform import class_names, missing_rows
+from batchtrain.preprocessing.vectors import check_sizes
 from batchtrain.spec.data import SPLITS, ColumnSpec
 from batchtrain.spec.task import Task
 
@@ -33,7 +34,6 @@ __all__ = [
     "fit_block",
     "fitted_block",
     "missing_in_block",
-    "only_read",
     "table_of_block",
     "transform_block",
     "transformed_block",
@@ -45,13 +45,19 @@ def table_of_block(block: Block) -> Tables:
     return (block.table,)
 
 
-def only_read(_block: Block) -> Tables:
-    """Nothing: the block could be read."""
-    return ()
+def missing_in_block(names: Sequence[str], sizes: Mapping[str, int], block: Block) -> Tables:
+    """Which values of some columns are missing: flags `[n]` under the columns' names.
 
+    Args:
+        names: The columns.
+        sizes: Column to the length that its lists must have.
+        block: The rows.
 
-def missing_in_block(names: Sequence[str], block: Block) -> Tables:
-    """Which values of some columns are missing: flags `[n]` under the columns' names."""
+    Raises:
+        SchemaMismatchError: If a list has another length.
+    """
+    for name, size in sizes.items():
+        check_sizes(block.table[name], size, name=name, row_id=block.row_id)
     return (pa.table({name: missing_rows(block.table[name]) for name in names}),)
 
 
@@ -76,8 +82,9 @@ def fitted_block(
     columns: Mapping[str, ColumnSpec], tables: Tables
 ) -> tuple[dict[str, ColumnStatistics], list[str]]:
     """Read what `fit_block` gave: statistics by column, and the classes that occur."""
-    numeric, categories, classes = tables
-    return statistics_from_tables(numeric, categories, columns), classes["class"].to_pylist()
+    numeric, categories, wide, classes = tables
+    statistics = statistics_from_tables(numeric, categories, wide, columns)
+    return statistics, classes["class"].to_pylist()
 
 
 @dataclass(frozen=True)

@@ -26,13 +26,15 @@ from batchtrain.preparation.block_work import (
     transform_block,
     transformed_block,
 )
+from batchtrain.preparation.look import block_rows_of, column_types
 from batchtrain.preparation.resolve import Change
 from batchtrain.preparation.shards import ShardWriter, auto_lanes, packed_row_bytes
-from batchtrain.preparation.survey import Survey, column_types
+from batchtrain.preparation.survey import Survey
 from batchtrain.preprocessing import FittedPreprocessor, FittedTarget, fit_preprocessor
 from batchtrain.preprocessing.statistics import (
     ColumnStatistics,
     NumericStatistics,
+    WideStatistics,
     merge_statistics,
     merge_tree,
 )
@@ -212,17 +214,19 @@ def _over_blocks(
     types = {**column_types(dict(found.data.columns)), found.data.target: found.target_type}
     if found.data.weight is not None:
         types[found.data.weight] = "number"
+    at_most = block_rows_of(found.data.columns)
     results = engine.map_blocks(
         found.source,
         types,
         work,
         rows_of_files=found.schema.rows_of_files,
         marks=found.split_of_row,
+        at_most=at_most,
     )
     with closing(results):
         for place, tables in enumerate(results):
             yield tables
-            done = min((place + 1) * engine.block_rows, found.schema.num_rows)
+            done = min((place + 1) * min(engine.block_rows, at_most), found.schema.num_rows)
             progress.working(what, done, found.schema.num_rows)
 
 
@@ -271,7 +275,9 @@ def _profile(
         "ranges": {
             name: [column.minimum, column.maximum]
             for name, column in statistics.items()
-            if isinstance(column, NumericStatistics) and name in found.data.columns
+            if isinstance(column, NumericStatistics | WideStatistics)
+            and name in found.data.columns
+            and column.minimum <= column.maximum
         },
         "class_counts": found.class_counts,
         "changes": [asdict(change) for change in changes],
@@ -282,6 +288,8 @@ def _profile(
 def _filled(fitted: FittedPreprocessor, name: str, count: int) -> Change:
     column = next(column for column in fitted.columns if column.name == name)
     value = "the unknown category" if column.fill is None else f"{column.fill!r}"
+    if column.wide is not None:
+        value = "zeros"
     return Change("filled", name, count, f"missing: {column.missing} -> {value}")
 
 

@@ -15,12 +15,15 @@ from batchtrain.spec.data import (
     DataSpec,
     FilesSplit,
     GroupSplit,
+    ImageColumn,
     NumericColumn,
     RandomSplit,
     SourceSplit,
     SplitSpec,
     StratifiedSplit,
+    TextColumn,
     TimeSplit,
+    VectorColumn,
     split_column,
 )
 from batchtrain.spec.suggest import did_you_mean
@@ -39,6 +42,12 @@ INFERRED: Mapping[str, ColumnSpec] = {
     "string": CategoricalColumn(kind="categorical"),
 }
 """What an undeclared column is, by its type."""
+
+READABLE: Mapping[str, tuple[str, ...]] = {
+    "vector": ("list<", "large_list<", "fixed_size_list<", "a JSON list"),
+    "image": ("binary", "large_binary", "fixed_size_binary", "struct<"),
+}
+"""Kind to the types that only it reads, and only where it is declared; by how their names begin."""
 
 
 @dataclass(frozen=True)
@@ -116,12 +125,12 @@ def resolve_columns(
         if name == by and declared is None:
             detail = "it decides the split, and is a feature only where it is declared"
             changes.append(Change("excluded", name, schema.num_rows, detail))
-        elif isinstance(found, Unsupported):
-            problems.append(_unsupported(name, found, declared is not None, where))
         elif declared is not None:
-            problem = _kind_mismatch(name, declared, found, where)
+            problem = _declared_problem(name, declared, schema, where)
             problems.extend([problem] if problem else [])
             columns[name] = declared
+        elif isinstance(found, Unsupported):
+            problems.append(_unsupported(name, found, None, where))
         elif schema.missing.get(name, 0) == schema.num_rows:
             changes.append(
                 Change("excluded", name, schema.num_rows, "no row has a value in this column")
@@ -259,16 +268,44 @@ def _weight_problems(
         )
 
 
+def _declared_problem(
+    name: str, declared: ColumnSpec, schema: TableSchema, where: Callable[[str], str]
+) -> Problem | None:
+    """What a declared kind cannot read."""
+    found = schema.columns[name]
+    if isinstance(found, Unsupported):
+        if found.arrow_type.startswith(READABLE.get(declared.kind, ())):
+            return None
+        return _unsupported(name, found, declared, where)
+    is_empty = schema.missing.get(name, 0) == schema.num_rows
+    return _kind_mismatch(name, declared, "no value" if is_empty else found, where)
+
+
 def _unsupported(
-    name: str, found: Unsupported, declared: bool, where: Callable[[str], str]
+    name: str, found: Unsupported, declared: ColumnSpec | None, where: Callable[[str], str]
 ) -> Problem:
-    key = f"data.columns.{name}" if declared else "data"
-    return Problem(
-        where(key),
-        key,
-        f"column {name!r} holds {found}, which no column kind can read yet",
-        f"Add `exclude: [{name}]` under data, or convert the column",
+    if declared is None:
+        key = "data"
+        message = f"column {name!r} holds {found}, which is read as no kind by itself"
+        instead = _instead(found)
+    else:
+        key = f"data.columns.{name}"
+        message = f"column {name!r} is declared {declared.kind} but holds {found}"
+        instead = "convert the column"
+    hint = f"Add `exclude: [{name}]` under data, or {instead}"
+    return Problem(where(key), key, message, hint)
+
+
+def _instead(found: Unsupported) -> str:
+    """What else to do about a column of a type that a scan does not know."""
+    kind = next(
+        (kind for kind, types in READABLE.items() if found.arrow_type.startswith(types)), ""
     )
+    settings = {"vector": "size: LENGTH", "image": "height: ROWS, width: COLUMNS"}.get(kind)
+    is_other_struct = found.arrow_type.startswith("struct<") and "bytes: " not in found.arrow_type
+    if settings is None or is_other_struct:
+        return "convert the column"
+    return f"declare it under `data.columns` as `{{kind: {kind}, {settings}}}`"
 
 
 def _kind_mismatch(
@@ -276,14 +313,28 @@ def _kind_mismatch(
 ) -> Problem | None:
     """What a declared kind cannot read; single bad values are found when rows are read."""
     key = f"data.columns.{name}.kind"
-    if isinstance(declared, CategoricalColumn) and found == "number":
+    if isinstance(declared, VectorColumn | ImageColumn):
+        hint = "Text of CSV files and JSON lines cannot hold images: use Parquet or Arrow files"
+        if isinstance(declared, VectorColumn):
+            hint = (
+                "A cell of a CSV file cannot hold lists: use Parquet or Arrow files, or arrays in "
+                "JSON lines"
+            )
+        held = {"string": "text", "boolean": "true and false", "no value": found}
         return Problem(
             where(key),
             key,
-            f"column {name!r} is declared categorical but holds numbers with fractions",
+            f"column {name!r} is declared {declared.kind} but holds {held.get(found, 'numbers')}",
+            hint,
+        )
+    if isinstance(declared, CategoricalColumn | TextColumn) and found == "number":
+        return Problem(
+            where(key),
+            key,
+            f"column {name!r} is declared {declared.kind} but holds numbers with fractions",
             "Declare it numeric, or round it in the table",
         )
-    if isinstance(declared, CategoricalColumn | NumericColumn) and found == "boolean":
+    if isinstance(declared, CategoricalColumn | NumericColumn | TextColumn) and found == "boolean":
         return Problem(
             where(key),
             key,

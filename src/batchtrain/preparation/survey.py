@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchtrain.engines.embedded import EmbeddedEngine
-from batchtrain.engines.engine import BlockFunction, Engine, Marks, Results
+from batchtrain.engines.engine import Engine
 from batchtrain.errors import DataError, Problem, SchemaMismatchError, SpecError
-from batchtrain.preparation.block_work import missing_in_block, only_read, table_of_block
+from batchtrain.preparation.look import ColumnReader, look
 from batchtrain.preparation.resolve import (
     Change,
     TargetFacts,
@@ -28,11 +28,9 @@ from batchtrain.preparation.split_columns import (
     splits_in_block,
 )
 from batchtrain.preparation.splits import assign_splits, file_splits
-from batchtrain.preprocessing.fitted import INPUT_TYPES
 from batchtrain.preprocessing.transform import class_names, missing_rows
 from batchtrain.spec.data import (
     SPLITS,
-    ColumnSpec,
     ColumnSplit,
     DataSpec,
     FilesSplit,
@@ -53,7 +51,7 @@ from batchtrain.tables import (
     scan_items,
 )
 
-__all__ = ["DROPPED", "Survey", "column_types", "survey"]
+__all__ = ["DROPPED", "Survey", "survey"]
 
 DROPPED = 255
 """The split number of a row that is in no split."""
@@ -121,13 +119,15 @@ def survey(
     items = scan_items(source)
     with closing(engine.map_items(items, partial(scan_item, source))) as parts:
         schema = merge_scans(source, items, parts)
-    reader = _Reader(source, schema, engine)
+    reader = ColumnReader(source, schema, engine)
     resolved = resolve_columns(data, schema, where)
     if isinstance(resolved, list):
         raise SpecError(resolved)
     target_type, target = _read_target(data, reader, where)
     decided = resolve_task(data, _facts(target_type, target), where, own_splits=source.splits)
-    dropped, unreadable = _dropped_rows(resolved.columns, reader, where)
+    looked = look(resolved.columns, reader, where)
+    unreadable, dropped = looked.problems, looked.dropped
+    schema = replace(schema, missing={**schema.missing, **looked.missing})
     if isinstance(decided, list) or unreadable:
         raise SpecError([*(decided if isinstance(decided, list) else []), *unreadable])
     task, rule = decided
@@ -154,39 +154,8 @@ def survey(
     return found
 
 
-def column_types(columns: Mapping[str, ColumnSpec]) -> dict[str, ColumnType]:
-    """The canonical type in which each declared column is read."""
-    return {name: INPUT_TYPES[spec.kind] for name, spec in columns.items()}
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Reads columns of all rows, by an engine."""
-
-    source: Source
-    schema: TableSchema
-    engine: Engine
-
-    def blocks(
-        self,
-        types: Mapping[str, ColumnType],
-        function: BlockFunction,
-        marks: Marks | None = None,
-    ) -> closing[Results]:
-        """What a function makes of each block of some columns."""
-        rows = self.schema.rows_of_files
-        return closing(
-            self.engine.map_blocks(self.source, types, function, rows_of_files=rows, marks=marks)
-        )
-
-    def column(self, name: str, column_type: ColumnType) -> pa.ChunkedArray:
-        """All values of one column."""
-        with self.blocks({name: column_type}, table_of_block) as results:
-            return pa.concat_tables([table for (table,) in results])[name]
-
-
 def _read_target(
-    data: DataSpec, reader: _Reader, where: Callable[[str], str]
+    data: DataSpec, reader: ColumnReader, where: Callable[[str], str]
 ) -> tuple[ColumnType, pa.ChunkedArray]:
     """The whole target column in its own type; one column of N values fits in memory."""
     found = reader.schema.columns[data.target]
@@ -222,42 +191,6 @@ def _facts(target_type: ColumnType, target: pa.ChunkedArray) -> TargetFacts:
     return TargetFacts(type=target_type, distinct=distinct)
 
 
-def _dropped_rows(
-    columns: dict[str, ColumnSpec], reader: _Reader, where: Callable[[str], str]
-) -> tuple[dict[str, npt.NDArray[np.bool_]], list[Problem]]:
-    """Read the columns that can lose rows, or whose declared kind the scan cannot vouch for.
-
-    Returns:
-        Reason to the rows (bool `[N]`) that lack a value whose policy is `drop`; and a problem
-        for each column with a value that does not fit its declared kind.
-    """
-    dropping = [name for name, spec in columns.items() if spec.missing == "drop"]
-    rows = {name: np.zeros(reader.schema.num_rows, dtype=np.bool_) for name in dropping}
-    types = {
-        name: asked
-        for name, asked in column_types(columns).items()
-        if name in dropping or _is_doubtful(asked, str(reader.schema.columns[name]))
-    }
-    if not types:
-        return {}, []
-    try:
-        first_row = 0
-        with reader.blocks(types, partial(missing_in_block, dropping)) as results:
-            for (flags,) in results:
-                for name in dropping:
-                    rows[name][first_row : first_row + flags.num_rows] = flags[name].to_numpy()
-                first_row += flags.num_rows
-    except SchemaMismatchError:
-        return {}, list(_unreadable_columns(types, reader, where))
-    reasons = {f"column {name!r} is missing (its policy is drop)": rows[name] for name in dropping}
-    return reasons, []
-
-
-def _is_doubtful(asked: ColumnType, found: str) -> bool:
-    """Whether a value may not fit: text for a number, or anything else for true and false."""
-    return (found == "string" and asked != "string") or (asked == "boolean" and found != "boolean")
-
-
 def _kept_rows(
     reasons: Mapping[str, npt.NDArray[np.bool_]], num_rows: int
 ) -> tuple[npt.NDArray[np.bool_], list[Change]]:
@@ -270,20 +203,6 @@ def _kept_rows(
         if newly:
             changes.append(Change("dropped", "rows", newly, reason))
     return kept, changes
-
-
-def _unreadable_columns(
-    types: dict[str, ColumnType], reader: _Reader, where: Callable[[str], str]
-) -> Iterator[Problem]:
-    """One problem for each column that holds a value of another type."""
-    for name, column_type in types.items():
-        try:
-            with reader.blocks({name: column_type}, only_read) as results:
-                for _nothing in results:
-                    pass
-        except SchemaMismatchError as error:
-            key = f"data.columns.{name}"
-            yield Problem(where(key), key, str(error))
 
 
 def _labels(
@@ -300,7 +219,7 @@ def _labels(
 
 def _splits_of_kept(
     rule: SplitSpec,
-    reader: _Reader,
+    reader: ColumnReader,
     kept: npt.NDArray[np.bool_],
     labels: npt.NDArray[np.int64] | None,
     seed: int,

@@ -5,14 +5,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from batchtrain.errors import DataError
 from batchtrain.preprocessing.fitted import FittedColumn, FittedPreprocessor, FittedTarget
+from batchtrain.preprocessing.fitted_wide import (
+    FittedImage,
+    FittedText,
+    FittedVector,
+    FittedWide,
+)
 from batchtrain.preprocessing.statistics import (
     CategoryStatistics,
     ColumnStatistics,
     NumericStatistics,
+    WideStatistics,
 )
-from batchtrain.spec.data import BooleanColumn, CategoricalColumn, ColumnSpec, NumericColumn
+from batchtrain.spec.data import (
+    BooleanColumn,
+    CategoricalColumn,
+    ColumnSpec,
+    ImageColumn,
+    NumericColumn,
+    TextColumn,
+    VectorColumn,
+)
 
 __all__ = ["fit_preprocessor"]
 
@@ -38,6 +55,10 @@ def fit_preprocessor(
             fitted.append(_fit_categorical(name, spec, found))
         elif isinstance(spec, BooleanColumn) and isinstance(found, CategoryStatistics):
             fitted.append(_fit_boolean(name, spec, found))
+        elif isinstance(spec, TextColumn | VectorColumn | ImageColumn) and isinstance(
+            found, WideStatistics
+        ):
+            fitted.append(_fit_wide(name, spec, found))
         else:
             raise TypeError(f"column {name!r}: {type(found).__name__} does not suit {spec.kind}")
     return FittedPreprocessor(columns=tuple(fitted), target=target)
@@ -118,6 +139,25 @@ def _fit_boolean(name: str, spec: BooleanColumn, found: CategoryStatistics) -> F
     return FittedColumn(
         name=name, kind="boolean", missing=spec.missing, fill=fill, indicator=spec.indicator
     )
+
+
+def _fit_wide(
+    name: str, spec: TextColumn | VectorColumn | ImageColumn, found: WideStatistics
+) -> FittedColumn:
+    _require_values(name, found.count)
+    wide: FittedWide
+    if isinstance(spec, TextColumn):
+        wide = FittedText(spec.features, spec.words, spec.lowercase)
+    elif isinstance(spec, ImageColumn):
+        wide = FittedImage(spec.channels, spec.height, spec.width)
+    elif spec.scale == "none":
+        wide = FittedVector(spec.size)
+    else:
+        # Sums of equal float32 values are exact in float64, so that the deviation of a place that
+        # never changes is exactly 0; it is only shifted then.
+        divisors = np.where(found.m2 > 0, found.deviation, 1.0)
+        wide = FittedVector(spec.size, tuple(found.mean.tolist()), tuple(divisors.tolist()))
+    return FittedColumn(name=name, kind=spec.kind, missing=spec.missing, wide=wide)
 
 
 def _require_values(name: str, count: int) -> None:

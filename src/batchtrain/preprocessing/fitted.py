@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from batchtrain.errors import ArtifactError
+from batchtrain.preprocessing.fitted_wide import FittedWide, wide_from_json
 from batchtrain.spec.task import Task
 from batchtrain.tables.types import ColumnType
 
 __all__ = ["FittedColumn", "FittedPreprocessor", "FittedTarget"]
 
-Kind = Literal["numeric", "categorical", "boolean"]
+Kind = Literal["numeric", "categorical", "boolean", "text", "vector", "image"]
 
 FORMAT = 1
 
@@ -20,6 +21,9 @@ INPUT_TYPES: Mapping[Kind, ColumnType] = {
     "numeric": "number",
     "categorical": "string",
     "boolean": "boolean",
+    "text": "string",
+    "vector": "vector",
+    "image": "image",
 }
 
 
@@ -28,7 +32,8 @@ class FittedColumn:
     """How one raw column becomes features.
 
     A numeric or boolean value `x` becomes `(x - offset) / divisor`; a categorical value becomes
-    its place in `categories` plus one, or 0 where it is not among them.
+    its place in `categories` plus one, or 0 where it is not among them. What a text, a vector or an
+    image becomes is said by `wide`.
 
     Attributes:
         name: The raw column.
@@ -39,6 +44,7 @@ class FittedColumn:
         offset: Subtracted, in raw units.
         divisor: Divided by, in raw units; never 0.
         categories: Known values, in UTF-8 order.
+        wide: How a text, a vector or an image becomes several features; else None.
     """
 
     name: str
@@ -49,11 +55,21 @@ class FittedColumn:
     offset: float = 0.0
     divisor: float = 1.0
     categories: tuple[str, ...] = ()
+    wide: FittedWide | None = None
 
     @property
     def num_numeric(self) -> int:
         """How many numeric features this column gives."""
+        if self.wide is not None:
+            return self.wide.num_features
         return int(self.kind != "categorical") + int(self.indicator)
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON; `wide` only where it says something."""
+        document = asdict(self)
+        if self.wide is None:
+            del document["wide"]
+        return document
 
 
 @dataclass(frozen=True)
@@ -89,6 +105,11 @@ class FittedPreprocessor:
         return sum(column.num_numeric for column in self.columns)
 
     @property
+    def num_wide(self) -> int:
+        """How many of these are of texts, vectors and images."""
+        return sum(column.num_numeric for column in self.columns if column.wide is not None)
+
+    @property
     def cardinalities(self) -> tuple[int, ...]:
         """For each categorical column the number of codes, code 0 for unknown included."""
         return tuple(
@@ -100,7 +121,9 @@ class FittedPreprocessor:
         """The names of the numeric features, then of the categorical ones."""
         numeric: list[str] = []
         for column in self.columns:
-            if column.kind != "categorical":
+            if column.wide is not None:
+                numeric += [f"{column.name}[{place}]" for place in range(column.wide.num_features)]
+            elif column.kind != "categorical":
                 numeric.append(column.name)
             if column.indicator:
                 numeric.append(f"{column.name} is missing")
@@ -110,7 +133,7 @@ class FittedPreprocessor:
         """The whole state as JSON; floats keep all their digits."""
         return {
             "format": FORMAT,
-            "columns": [asdict(column) for column in self.columns],
+            "columns": [column.to_json() for column in self.columns],
             "target": asdict(self.target),
         }
 
@@ -128,7 +151,13 @@ class FittedPreprocessor:
                     f"{document['format']!r}. Use the batchtrain version that wrote it"
                 )
             columns = tuple(
-                FittedColumn(**{**column, "categories": tuple(column["categories"])})
+                FittedColumn(
+                    **{
+                        **column,
+                        "categories": tuple(column["categories"]),
+                        "wide": wide_from_json(column["kind"], column.get("wide")),
+                    }
+                )
                 for column in document["columns"]
             )
             target = dict(document["target"])

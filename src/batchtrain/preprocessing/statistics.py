@@ -17,12 +17,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchtrain.errors import DataError
-from batchtrain.spec.data import ColumnSpec, NumericColumn
+from batchtrain.preprocessing.vectors import pieces_of_vectors
+from batchtrain.spec.data import (
+    ColumnSpec,
+    ImageColumn,
+    NumericColumn,
+    TextColumn,
+    VectorColumn,
+)
 
 __all__ = [
     "CategoryStatistics",
     "ColumnStatistics",
     "NumericStatistics",
+    "WideStatistics",
     "block_statistics",
     "merge_statistics",
     "merge_tree",
@@ -113,7 +121,45 @@ class CategoryStatistics:
         return max(self.categories, key=lambda value: self.counts[value])
 
 
-ColumnStatistics = NumericStatistics | CategoryStatistics
+@dataclass(frozen=True)
+class WideStatistics:
+    """Of the values that are present in a column that becomes several features.
+
+    Attributes:
+        count: Values present.
+        mean: float64 `[W]`, the mean at each place of a vector that is scaled; else empty.
+        m2: float64 `[W]`, the sums of squared distances from `mean`.
+        minimum: The least number of all vectors; inf if there are none.
+        maximum: The greatest; -inf if there are none.
+    """
+
+    count: int
+    mean: Float64Array
+    m2: Float64Array
+    minimum: float = math.inf
+    maximum: float = -math.inf
+
+    def merge(self, other: WideStatistics) -> WideStatistics:
+        """Statistics of both together; see `NumericStatistics.merge`."""
+        count = self.count + other.count
+        if not self.count or not other.count:
+            return self if self.count else other
+        delta = other.mean - self.mean
+        return WideStatistics(
+            count=count,
+            mean=self.mean + delta * other.count / count,
+            m2=self.m2 + other.m2 + delta * delta * self.count * other.count / count,
+            minimum=min(self.minimum, other.minimum),
+            maximum=max(self.maximum, other.maximum),
+        )
+
+    @property
+    def deviation(self) -> Float64Array:
+        """The population standard deviation at each place: float64 `[W]`."""
+        return np.sqrt(self.m2 / max(self.count, 1))
+
+
+ColumnStatistics = NumericStatistics | CategoryStatistics | WideStatistics
 
 
 def numbers(column: pa.ChunkedArray) -> Float64Array:
@@ -137,16 +183,22 @@ def block_statistics(
         row_id: int64 `[n]`, the number of each row in the input, for messages.
 
     Raises:
-        DataError: If a number is infinite: no mean or scale can be made of it.
+        DataError: If a number is infinite: no mean or scale can be made of it; or if a list has
+            another length than its column.
     """
-    return {
-        name: (
-            _numeric(numbers(table[name]), spec, name=name, row_id=row_id)
-            if isinstance(spec, NumericColumn)
-            else _categories(table[name])
-        )
-        for name, spec in columns.items()
-    }
+    found: dict[str, ColumnStatistics] = {}
+    for name, spec in columns.items():
+        values = table[name]
+        if isinstance(spec, NumericColumn):
+            found[name] = _numeric(numbers(values), spec, name=name, row_id=row_id)
+        elif isinstance(spec, VectorColumn):
+            found[name] = _vectors(values, spec, name=name, row_id=row_id)
+        elif isinstance(spec, TextColumn | ImageColumn):
+            present = len(values) - values.null_count
+            found[name] = WideStatistics(present, np.empty(0), np.empty(0))
+        else:
+            found[name] = _categories(values)
+    return found
 
 
 def merge_statistics(
@@ -212,6 +264,28 @@ def _numeric(
         maximum=float(present.max()),
         values=np.sort(present, kind="stable") if _keeps_values(spec) else None,
     )
+
+
+def _vectors(
+    values: pa.ChunkedArray, spec: VectorColumn, *, name: str, row_id: npt.NDArray[np.int64]
+) -> WideStatistics:
+    """Statistics of lists; the pieces of a block are merged one after the other."""
+    width = spec.size if spec.scale == "standard" else 0
+    merged = WideStatistics(0, np.zeros(width), np.zeros(width))
+    for places, found in pieces_of_vectors(values, spec.size, name=name, row_id=row_id):
+        if not len(places):
+            continue
+        scaled = found[:, :width].astype(np.float64)
+        mean = scaled.mean(axis=0)
+        piece = WideStatistics(
+            count=len(places),
+            mean=mean,
+            m2=np.square(scaled - mean).sum(axis=0),
+            minimum=float(found.min()),
+            maximum=float(found.max()),
+        )
+        merged = merged.merge(piece)
+    return merged
 
 
 def _keeps_values(spec: NumericColumn) -> bool:

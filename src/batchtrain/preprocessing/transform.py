@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from batchtrain.errors import DataError
 from batchtrain.preprocessing.fitted import FittedColumn, FittedPreprocessor, FittedTarget
 from batchtrain.preprocessing.statistics import numbers
+from batchtrain.preprocessing.wide import write_features
 
 RowIds = npt.NDArray[np.int64]
 
@@ -71,7 +72,11 @@ def transform(fitted: FittedPreprocessor, table: pa.Table, *, row_id: RowIds) ->
         elif missing.any():
             _refuse_missing(column, missing, row_id)
             filled[column.name] = int(missing.sum())
-        if column.kind == "categorical":
+        if column.wide is not None:
+            end = next_numeric + column.num_numeric
+            write_features(column, values, row_id, numeric[:, next_numeric:end])
+            next_numeric = end
+        elif column.kind == "categorical":
             codes[:, next_code] = _encode(column, values)
             strange = int(np.count_nonzero((codes[:, next_code] == 0) & ~missing))
             if strange:

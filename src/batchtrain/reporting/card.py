@@ -126,10 +126,14 @@ def _metric(content: ReportContent, split: str, name: str) -> str:
 def _limits(content: ReportContent) -> str:
     kinds = {row.kind for row in content.columns if row.role == "feature"}
     lines = ["It knows only rows like those that it was trained on."]
-    if "numeric" in kinds:
+    if kinds & {"numeric", "vector"}:
         lines.append("Numbers outside of the seen ranges are extrapolated.")
     if "categorical" in kinds:
         lines.append("All categories that were not seen in training are treated as one.")
+    if "text" in kinds:
+        lines.append(
+            "Texts count by their words, hashed; words that share a feature are one to it."
+        )
     lines += [
         f"Metrics of the {_plain(split.name)} split rest on {count(split.rows)} rows: "
         f"one row is {number(1 / split.rows)} of a share such as accuracy."

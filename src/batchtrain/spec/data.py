@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
 from batchtrain.spec.base import SpecModel
+from batchtrain.spec.columns import (
+    BooleanColumn,
+    CategoricalColumn,
+    ColumnSpec,
+    ImageColumn,
+    NumericColumn,
+    TextColumn,
+    VectorColumn,
+)
 
 __all__ = [
     "SPLITS",
@@ -19,13 +28,16 @@ __all__ = [
     "FilesSplit",
     "Fractions",
     "GroupSplit",
+    "ImageColumn",
     "NumericColumn",
     "OrderedSplit",
     "RandomSplit",
     "SourceSplit",
     "SplitSpec",
     "StratifiedSplit",
+    "TextColumn",
     "TimeSplit",
+    "VectorColumn",
     "may_have_rows",
     "split_column",
     "with_source",
@@ -37,70 +49,6 @@ OWN_ROWS = re.compile(r"custom:(?P<target>.*)")
 """A source that is a class of the user's."""
 
 DEFAULT_NULL_VALUES = ("", "NA", "N/A", "n/a", "NaN", "nan", "NULL", "null", "None", "#N/A", "?")
-
-
-Column = TypeVar("Column", "NumericColumn", "CategoricalColumn", "BooleanColumn")
-
-
-class NumericColumn(SpecModel):
-    """A number. It reaches the model as float32, after filling and scaling."""
-
-    kind: Literal["numeric"]
-    missing: Literal["mean", "median", "most_frequent", "constant", "drop", "error"] = "mean"
-    """What a missing value becomes; the statistics come from the training rows alone."""
-    fill_value: float | None = None
-    """The value for `missing: constant`."""
-    indicator: bool = False
-    """Add a second feature that is 1 where the value was missing."""
-    scale: Literal["standard", "minmax", "robust", "none"] = "standard"
-
-    @model_validator(mode="after")
-    def _constant_has_a_value(self) -> NumericColumn:
-        return _check_fill(self)
-
-
-class CategoricalColumn(SpecModel):
-    """One of a set of names. Code 0 is for values that the training rows do not have."""
-
-    kind: Literal["categorical"]
-    missing: Literal["unknown", "most_frequent", "constant", "drop", "error"] = "unknown"
-    """`unknown` gives a missing value code 0, as an unseen one."""
-    fill_value: str | None = None
-    """The value for `missing: constant`."""
-    indicator: bool = False
-    """Add a numeric feature that is 1 where the value was missing."""
-
-    @model_validator(mode="after")
-    def _constant_has_a_value(self) -> CategoricalColumn:
-        return _check_fill(self)
-
-
-class BooleanColumn(SpecModel):
-    """True or false. It reaches the model as 1.0 or 0.0."""
-
-    kind: Literal["boolean"]
-    missing: Literal["most_frequent", "constant", "drop", "error"] = "most_frequent"
-    fill_value: bool | None = None
-    """The value for `missing: constant`."""
-    indicator: bool = False
-    """Add a second feature that is 1 where the value was missing."""
-
-    @model_validator(mode="after")
-    def _constant_has_a_value(self) -> BooleanColumn:
-        return _check_fill(self)
-
-
-def _check_fill(column: Column) -> Column:
-    if column.missing == "constant" and column.fill_value is None:
-        raise ValueError("`missing: constant` needs a `fill_value`")
-    if column.missing != "constant" and column.fill_value is not None:
-        raise ValueError(f"`fill_value` has no effect with `missing: {column.missing}`")
-    return column
-
-
-ColumnSpec = Annotated[
-    NumericColumn | CategoricalColumn | BooleanColumn, Field(discriminator="kind")
-]
 
 
 class Fractions(SpecModel):

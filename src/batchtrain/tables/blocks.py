@@ -129,7 +129,7 @@ def _pieces(source: Source, columns: Mapping[str, ColumnType]) -> Iterator[pa.Ta
     """The rows in canonical types, cut wherever the files happen to be."""
     first_row = 0
     for place in range(num_files(source)):
-        for row, table in _tables(source, place, list(columns)):
+        for row, table in _tables(source, place, columns):
             yield _conformed(source, place, columns, table, first_row=first_row, in_file=row)
             first_row += table.num_rows
     if first_row == 0:
@@ -154,7 +154,7 @@ def _pieces_of_part(
     stop = min(unit.stop_row - part.first_row, part.num_rows)
     to_the_end = unit.is_last or stop == part.num_rows
     seen = 0
-    with closing(_tables(source, part.place, list(columns), first_row=first)) as tables:
+    with closing(_tables(source, part.place, columns, first_row=first)) as tables:
         for row, table in tables:
             seen = row + table.num_rows
             if seen > part.num_rows:
@@ -199,12 +199,13 @@ def _conformed(
 
 
 def _tables(
-    source: Source, place: int, names: list[str], *, first_row: int = 0
+    source: Source, place: int, columns: Mapping[str, ColumnType], *, first_row: int = 0
 ) -> Generator[tuple[int, pa.Table], None, None]:
     """Tables of one file, as they come, each with the number in the file of its first row.
 
     What ends before `first_row` may be left out.
     """
+    names = list(columns)
     if source.kind == "sample":
         yield 0, SAMPLES[source.sample]()
     elif source.kind == "parquet":
@@ -213,7 +214,12 @@ def _tables(
         yield from read_arrow(source.files[place], names)
     else:
         row = 0
-        read = read_json_lines if source.kind == "jsonl" else read_text
-        for table in read(source.files[place], names, source.null_values):
+        file, nulls = source.files[place], source.null_values
+        lists = [name for name in names if columns[name] == "vector"]
+        is_json = source.kind == "jsonl"
+        tables = (
+            read_json_lines(file, names, nulls, lists) if is_json else read_text(file, names, nulls)
+        )
+        for table in tables:
             yield row, table
             row += table.num_rows

@@ -21,6 +21,7 @@ from batchtrain.tables.parse import (
 )
 from batchtrain.tables.times import is_temporal, parse_times, temporal_to_times
 from batchtrain.tables.types import ARROW_TYPES, ColumnType, Unsupported, column_type
+from batchtrain.tables.wide import WIDE_MISFITS, to_images, to_vectors
 
 __all__ = ["conform", "plain_values"]
 
@@ -38,7 +39,8 @@ def conform(
 
     Only casts without loss are made: a whole number becomes a float up to 2**53, a float without
     a fraction becomes an integer, 0 and 1 become flags, text that spells a value becomes it, and
-    integers and flags become their text. Dates and times lose what is finer than a microsecond.
+    integers and flags become their text. Dates and times lose what is finer than a microsecond, the
+    numbers of lists what is finer than float32.
     NaN is a missing value: it comes back as null. Columns that are not asked for are ignored.
 
     Args:
@@ -58,8 +60,11 @@ def conform(
     require_columns(table.column_names, columns, where)
     arrays = {}
     for name, wanted in columns.items():
-        values = plain_values(table.column(name))
-        converted, bad = _convert(values, wanted)
+        if wanted == "image":
+            values, converted, bad = to_images(table.column(name))
+        else:
+            values = plain_values(table.column(name))
+            converted, bad = _convert(values, wanted)
         if bad.any():
             row = int(np.argmax(bad))
             place = f"row_id {first_row + row}"
@@ -98,6 +103,8 @@ def _convert(values: pa.Array, wanted: ColumnType) -> tuple[pa.Array, Mask]:
     present = mask(pc.is_valid(values))
     if not present.any():
         return pa.nulls(len(values), arrow_type), present
+    if wanted == "vector":
+        return to_vectors(values)
     if values.type == arrow_type:
         return values, np.zeros(len(values), dtype=np.bool_)
     for found, convert in CONVERSIONS[wanted].items():
@@ -146,12 +153,15 @@ def _misfit(
     name: str, wanted: ColumnType, values: pa.Array, bad: Mask, where: str
 ) -> SchemaMismatchError:
     cell = values[int(np.argmax(bad))]
+    if wanted in WIDE_MISFITS:
+        expected, said, advice = WIDE_MISFITS[wanted](cell)
+        return SchemaMismatchError(
+            f"column {name!r} of {where}: expected {expected}, found {said}{_others(bad)}. {advice}"
+        )
     try:
         found = cell.as_py()
     except (OverflowError, ValueError):  # a time that Python cannot hold
         found = cell.cast(pa.int64()).as_py()
-    more = int(bad.sum()) - 1
-    others = f" (and in at least {more} more row{'s' if more > 1 else ''})" if more else ""
     kind = column_type(values.type)
     if wanted == "time":
         advice = "Write times as 2026-11-21 or 2026-11-21T08:30:00Z, or as numbers"
@@ -168,5 +178,10 @@ def _misfit(
         advice = "Convert the column, declare another kind for it, or exclude it"
     return SchemaMismatchError(
         f"column {name!r} of {where}: expected {wanted}, found {found!r}"
-        f"{'' if kind == 'string' else f' of type {values.type}'}{others}. {advice}"
+        f"{'' if kind == 'string' else f' of type {values.type}'}{_others(bad)}. {advice}"
     )
+
+
+def _others(bad: Mask) -> str:
+    more = int(bad.sum()) - 1
+    return f" (and in at least {more} more row{'s' if more > 1 else ''})" if more else ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +69,10 @@ class JsonColumn:
 
 
 def read_json_lines(
-    file: SourceFile, columns: Sequence[str], null_values: Sequence[str]
+    file: SourceFile,
+    columns: Sequence[str],
+    null_values: Sequence[str],
+    lists: Collection[str] = (),
 ) -> Iterator[pa.Table]:
     """Yield the rows of a file as text, in tables of at most 8192 rows.
 
@@ -81,15 +84,23 @@ def read_json_lines(
         file: A file of JSON lines.
         columns: The keys to read, in this order.
         null_values: The cells that mean "missing".
+        lists: The columns whose values are lists of numbers; these come as lists of text.
 
     Raises:
         DataError: If the file is not UTF-8, has no rows, or a line is no object.
-        SchemaMismatchError: If no line has one of the keys, or a value is a list or an object.
+        SchemaMismatchError: If no line has one of the keys, a value is an object, or it is a list
+            where none should be, or none where one should be.
     """
     keys: dict[str, Any] = {}
     nulls = _nulls(null_values)
     for block in _blocks(file, keys):
-        yield pa.table([_cells(file, block, name, nulls) for name in columns], names=list(columns))
+        cells = [
+            _lists(file, block, name, null_values)
+            if name in lists
+            else _cells(file, block, name, nulls)
+            for name in columns
+        ]
+        yield pa.table(cells, names=list(columns))
     require_columns(list(keys), columns, str(file.path))
 
 
@@ -251,6 +262,35 @@ def _cells(file: SourceFile, block: _Block, name: str, nulls: pa.Array) -> pa.Ar
                 "under keys of their own, or exclude the column"
             )
     return with_nulls(_text(file, block, name, values, kinds), nulls)
+
+
+def _lists(file: SourceFile, block: _Block, name: str, null_values: Collection[str]) -> pa.Array:
+    """The lists of a column with their numbers as text, null where one is missing."""
+    values = [row.get(name) for row in block.rows]
+    values = [
+        None if isinstance(value, str) and value.strip(" \t") in null_values else value
+        for value in values
+    ]
+    try:
+        found = pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError):
+        found = None
+    if found is None or not (pa.types.is_list(found.type) or pa.types.is_null(found.type)):
+        place = next((at for at, value in enumerate(values) if not _is_list(value)), 0)
+        shown = json.dumps(values[place])[:80]
+        raise SchemaMismatchError(
+            f"column {name!r} of {file.path}, line {block.lines[place]}: expected a list of "
+            f"numbers, alike in all lines, found {shown}. Correct the line, or exclude the column"
+        )
+    return found
+
+
+def _is_list(value: Any) -> bool:
+    """Whether a value is missing, or a list of numbers or of such lists."""
+    return value is None or (
+        isinstance(value, list)
+        and all(isinstance(each, _Number) or _is_list(each) for each in value)
+    )
 
 
 def _text(

@@ -12,10 +12,13 @@ from batchtrain.errors import DataError
 from batchtrain.tables.names import check_names, require_columns
 from batchtrain.tables.safety import refuse_unsafe_footer, refuse_unsafe_types
 from batchtrain.tables.source import SourceFile, opened
+from batchtrain.tables.types import is_bytes
 
 __all__ = ["read_parquet", "read_schema", "row_groups"]
 
 BATCH_ROWS = 65_536
+WIDE_BATCH_ROWS = 1024
+"""A batch of rows with lists or bytes, of which each may be as large as a thousand numbers."""
 
 
 def read_schema(file: SourceFile) -> pa.Schema:
@@ -45,7 +48,8 @@ def read_parquet(
 ) -> Iterator[tuple[int, pa.Table]]:
     """Yield rows of the named columns, in this order, in tables of at most 65,536 rows.
 
-    Tables end where row groups end, so that they are the same wherever reading begins.
+    Of lists and bytes, which may be large, there are at most 1024 in a table. Tables end where row
+    groups end, so that they are the same wherever reading begins.
 
     Args:
         file: A file of a Parquet source.
@@ -63,6 +67,9 @@ def read_parquet(
     """
     with _parquet(file) as parquet:
         require_columns(parquet.schema_arrow.names, columns, str(file.path))
+        types = [parquet.schema_arrow.field(name).type for name in columns]
+        is_wide = any(pa.types.is_nested(each) or is_bytes(each) for each in types)
+        batch_rows = WIDE_BATCH_ROWS if is_wide else BATCH_ROWS
         row = 0
         for group, num_rows in enumerate(_group_rows(parquet)):
             if stop_row is not None and row >= stop_row:
@@ -71,7 +78,7 @@ def read_parquet(
                 row += num_rows
                 continue
             for batch in parquet.iter_batches(
-                BATCH_ROWS, row_groups=[group], columns=list(columns)
+                batch_rows, row_groups=[group], columns=list(columns)
             ):
                 # Arrow reads by the prefix of a path, so that `a` also brings a column `a.b`.
                 yield row, pa.Table.from_batches([batch]).select(list(columns))

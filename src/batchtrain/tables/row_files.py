@@ -17,7 +17,7 @@ from batchtrain.errors import DataError, SchemaMismatchError
 from batchtrain.tables.conform import conform, plain_values
 from batchtrain.tables.infer import evidence_of_type, family
 from batchtrain.tables.names import check_names
-from batchtrain.tables.types import ARROW_TYPES, ColumnType, Unsupported, column_type
+from batchtrain.tables.types import PLAIN_TYPES, ColumnType, Unsupported, column_type
 
 __all__ = ["RowFiles", "other_columns", "rows_of_file"]
 
@@ -166,7 +166,7 @@ def _hash_into(digest: Any, block: pa.Table) -> None:
         values = plain_values(column)
         head = f"{name}\0{values.type}\0{len(values)}\0"
         digest.update(head.encode())
-        if values.type not in ARROW_TYPES.values():
+        if values.type not in PLAIN_TYPES.values():
             digest.update(_stream_bytes(values))
             continue
         digest.update(np.packbits(np.asarray(pc.is_valid(values))).tobytes())

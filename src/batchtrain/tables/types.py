@@ -10,29 +10,40 @@ import pyarrow as pa
 
 __all__ = [
     "ARROW_TYPES",
+    "PLAIN_TYPES",
     "ColumnType",
     "TableSchema",
     "Unsupported",
     "column_type",
+    "is_bytes",
+    "is_list",
     "is_text",
 ]
 
-ColumnType: TypeAlias = Literal["integer", "number", "boolean", "string", "time"]
-"""A scan finds the first four; "time" is how a column is read that only orders rows."""
+ColumnType: TypeAlias = Literal["integer", "number", "boolean", "string", "time", "vector", "image"]
+"""A scan finds the first four; "time" is how a column is read that only orders rows, "vector" and
+"image" are read only where a spec declares them."""
 
-ARROW_TYPES: Mapping[str, pa.DataType] = {
+PLAIN_TYPES: Mapping[str, pa.DataType] = {
     "integer": pa.int64(),
     "number": pa.float64(),
     "boolean": pa.bool_(),
     "string": pa.string(),
     "time": pa.timestamp("us"),
 }
+"""The column types of single values."""
+
+ARROW_TYPES: Mapping[str, pa.DataType] = {
+    **PLAIN_TYPES,
+    "vector": pa.large_list(pa.float32()),
+    "image": pa.large_binary(),
+}
 """Column type to the one Arrow type that stands for it in every block."""
 
 
 @dataclass(frozen=True)
 class Unsupported:
-    """A column of a type that cannot be read yet, such as a timestamp, a decimal or a list."""
+    """A column of no type that a scan knows, such as a timestamp, a decimal or a list."""
 
     arrow_type: str
 
@@ -81,4 +92,23 @@ def is_text(arrow_type: pa.DataType) -> bool:
         pa.types.is_string(arrow_type)
         or pa.types.is_large_string(arrow_type)
         or pa.types.is_string_view(arrow_type)
+    )
+
+
+def is_list(arrow_type: pa.DataType) -> bool:
+    """Whether an Arrow type is one of the three that hold lists."""
+    return bool(
+        pa.types.is_list(arrow_type)
+        or pa.types.is_large_list(arrow_type)
+        or pa.types.is_fixed_size_list(arrow_type)
+    )
+
+
+def is_bytes(arrow_type: pa.DataType) -> bool:
+    """Whether an Arrow type is one of the four that hold bytes."""
+    return bool(
+        pa.types.is_binary(arrow_type)
+        or pa.types.is_large_binary(arrow_type)
+        or pa.types.is_binary_view(arrow_type)
+        or pa.types.is_fixed_size_binary(arrow_type)
     )

@@ -158,7 +158,7 @@ REPLACED: list[tuple[str, str, str, str, str]] = [
         "target: y\n  columns:\n    A.b: {kind: nummeric}",
         "data.columns.A.b.kind",
         "spec.yaml:7:17",
-        "one of numeric, categorical or boolean, found 'nummeric'",
+        "one of numeric, categorical, boolean, text, vector or image, found 'nummeric'",
     ),
     (
         "target: y",
