@@ -39,7 +39,7 @@ test: install  ## all tests
 test-fault: install  ## kill, cut and race everything, hundreds of times (about an hour)
 	$(BIN)/python -m pytest tests/fault tests/ray tests/cluster -m 'fault or long'
 
-test-unit: install  ## the unit tests alone (under a minute)
+test-unit: install  ## the unit tests alone (some minutes)
 	$(BIN)/python -m pytest tests/unit -n 2
 
 check: install  ## ruff, mypy strict, and the direction of imports

@@ -180,6 +180,7 @@ def test_two_workers_and_an_object_store_leave_the_same_bytes(
     assert not [key for key in server.objects if "/_probe/" in key]
 
 
+@pytest.mark.long
 def test_a_storage_that_is_deleted_with_the_job_is_refused_before_any_work(
     head: Head, checkout: Path
 ) -> None:
@@ -205,6 +206,7 @@ def test_a_run_that_fails_gives_the_job_its_exit_code(
     assert "Traceback" not in job.log
 
 
+@pytest.mark.long
 def test_a_stopped_job_leaves_a_checkpoint_to_go_on_from(
     head: Head, checkout: Path, shared: Path
 ) -> None:

@@ -139,7 +139,6 @@ if __name__ == "__main__":
         "batchtrain.export.export",
         "batchtrain.reporting.svg",
         "batchtrain.training.train",
-        "torch._dynamo",
     ):
         importlib.import_module(late)
     serve()

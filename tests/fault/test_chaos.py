@@ -11,30 +11,30 @@ from tests.support.builders import mixed_table, spec_for
 
 pytestmark = pytest.mark.fault
 
-RANKS = (1, 2, 3, 4)
 TRIALS = 40
+"""As many as there are points, and some."""
 
 
-def kill_and_compare(folder: Path, *, seed: int, trials: int = TRIALS) -> None:
+def kill_and_compare(folder: Path, *, seed: int, ranks: tuple[int, ...]) -> None:
     loaded = spec_for(folder, mixed_table(90))
     report = run_chaos(
-        Chaos(loaded.path, storage=str(folder / "chaos")), seed=seed, points=trials, ranks=RANKS
+        Chaos(loaded.path, storage=str(folder / "chaos")), seed=seed, points=TRIALS, ranks=ranks
     )
     assert report.different == []
     assert report.never_hit == []
-    assert report.trials == trials
-    assert report.kills >= trials
+    assert report.trials == TRIALS
+    assert report.kills >= TRIALS
 
 
 @pytest.mark.timeout(600)
 def test_r01_r02_r03_r04_r06_r07_d25_forty_killed_runs_end_with_the_same_bytes(
     tmp_path: Path,
 ) -> None:
-    kill_and_compare(tmp_path, seed=0)
+    kill_and_compare(tmp_path, seed=0, ranks=(1, 2, 3))
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 2, 3, 4, 5])
 def test_r01_two_hundred_killed_runs_end_with_the_same_bytes(tmp_path: Path, seed: int) -> None:
-    kill_and_compare(tmp_path, seed=seed)
+    kill_and_compare(tmp_path, seed=seed, ranks=(1, 2, 3, 4))

@@ -77,22 +77,35 @@ def many_csv(folder: Path) -> LoadedSpec:
 
 
 def many_parquet(folder: Path) -> LoadedSpec:
-    rows = write_parts(folder / "rows", weighted(mixed_table(500)), [130, 2, 64, 200], "parquet")
-    pq.write_table(weighted(mixed_table(0)), rows / "part-001a.parquet")
-    return spec_for(folder, data={**DATA, "weight": "counts for"})
+    rows = write_parts(folder / "rows", mixed_table(500), [130, 2, 64, 200], "parquet")
+    pq.write_table(mixed_table(0), rows / "part-001a.parquet")
+    return spec_for(folder, data=DATA)
 
 
-def weighted(table: pa.Table) -> pa.Table:
-    """With a column of what each row weighs; some weigh nothing."""
-    weights = pa.array([place % 5 / 2 for place in range(table.num_rows)], pa.float64())
-    return table.append_column("counts for", weights)
+def wide_parquet(folder: Path) -> LoadedSpec:
+    """With a column of text, one of number lists, and one of what each row weighs."""
+    table = mixed_table(300)
+    words = [f"note {place % 7} of {place % 3}" for place in range(table.num_rows)]
+    pixels = [[place / 7, float(place % 5), 0.5] for place in range(table.num_rows)]
+    table = table.append_column("words", pa.array(words))
+    table = table.append_column("pixels", pa.array(pixels))
+    weights = pa.array([place % 5 / 2 for place in range(table.num_rows)])
+    table = table.append_column("counts for", weights)
+    write_parts(folder / "rows", table, [40, 111, 9], "parquet")
+    columns = {
+        "words": {"kind": "text", "features": 32},
+        "pixels": {"kind": "vector", "size": 3, "scale": "standard"},
+    }
+    return spec_for(folder, data={"source": "rows", "columns": columns, "weight": "counts for"})
 
 
 def sample(folder: Path) -> LoadedSpec:
     return spec_for(folder, target="Drug", data={"source": "sample:drug200"})
 
 
-@pytest.mark.parametrize("make", [many_csv, many_parquet, sample])
+@pytest.mark.parametrize(
+    "make", [many_csv, pytest.param(many_parquet, marks=pytest.mark.long), wide_parquet, sample]
+)
 def test_prepared_data_are_the_same_bytes(
     make: Callable[[Path], LoadedSpec],
     engines: list[Engine],

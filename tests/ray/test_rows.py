@@ -50,8 +50,15 @@ def numbered_spec(folder: Path, num_rows: int, lanes: int, **sections: Any) -> L
 
 
 @ray.remote(num_cpus=0.25)
-def serve(prepared: PreparedData, size: int, rank: int, rows: str) -> list[list[int]]:
-    """The places of the rows that one rank serves, batch by batch, read through Ray Data."""
+def serve(prepared: PreparedData, size: int, rows: str) -> list[list[list[int]]]:
+    """The places of the rows that each rank serves, batch by batch, read through Ray Data.
+
+    One process serves for all of them: starting it is what takes long.
+    """
+    return [served_by(prepared, size, rank, rows) for rank in range(size)]
+
+
+def served_by(prepared: PreparedData, size: int, rank: int, rows: str) -> list[list[int]]:
     machine = choose_machine(ResourcesSpec.model_validate({"rows": rows}), workers=size)
     with machine_in_force(machine) as device:
         loader = RowLoader(RayShards(prepared, {}), prepared, device)
@@ -87,8 +94,7 @@ def test_d01_each_batch_has_the_rows_of_the_order_whatever_the_workers(
 ) -> None:
     prepared = prepared_for(numbered_spec(tmp_path / "run", num_rows, lanes))
     assert prepared.lanes == lanes
-    asked = [serve.remote(prepared, size, rank, rows) for rank in range(size)]
-    of_ranks: list[list[list[int]]] = ray.get(asked)
+    of_ranks: list[list[list[int]]] = ray.get(serve.remote(prepared, size, rows))
     order: RowOrder = row_order(prepared, seed=42)
     expected = order.epoch(EPOCH)
     found = [sorted(chain.from_iterable(parts)) for parts in zip(*of_ranks, strict=True)]

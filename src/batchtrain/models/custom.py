@@ -33,6 +33,7 @@ TARGET = re.compile(
 
 OWN_PACKAGES = frozenset(
     {
+        "PIL",
         "batchtrain",
         "jinja2",
         "matplotlib",

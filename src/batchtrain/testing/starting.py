@@ -23,7 +23,6 @@ __all__ = ["PRELOADED", "ServerGoneError", "started"]
 PRELOADED = (
     "batchtrain.testing.gloo",
     "batchtrain.training.rank",
-    "torch._dynamo",
     "pandas",
     "batchtrain.training.block_metrics",
 )

@@ -67,7 +67,7 @@ def prepared_bytes(loaded: LoadedSpec, engine: Engine) -> dict[str, str]:
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 @settings(
-    max_examples=8,
+    max_examples=5,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
     phases=[Phase.explicit, Phase.generate],  # an example takes a second: none is made smaller
 )

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch._inductor.utils import clear_caches
 
 from batchtrain.errors import TrainingError
 from batchtrain.models.arithmetic import plain_arithmetic
@@ -296,6 +295,8 @@ def test_a_network_that_cannot_be_compiled_is_an_error_that_says_what_to_do() ->
 def test_half_a_file_that_a_killed_process_left_among_the_kernels_does_no_harm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from torch._inductor.utils import clear_caches  # seconds, which every run of tests would take
+
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     clear_caches()  # Those in memory, of the tests before.
     asked = {"is_compiled": True, "has_weights": False, "num_rows": 32}
