@@ -7,8 +7,8 @@ BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 INSTALLED := .venv/.installed
 
-# Those that start a Ray have the machine to themselves: there is one Ray at a time. The longest of the
-# others come first, so that none is left alone at the end.
+# Those that start a Ray have the machine to themselves: there is one Ray at a time. The others run in
+# three processes, since some wait for seconds; the longest come first, so that none is left at the end.
 SHARED_TESTS := tests/fault tests/integration tests/unit tests/docs tests/conformance
 RAY_TESTS := tests/ray tests/cluster
 
@@ -33,14 +33,14 @@ run: install  ## train drug200 end to end (another spec: make run SPEC=my.yaml)
 	$(BIN)/batchtrain run $(SPEC)
 
 test: install  ## all tests
-	$(BIN)/python -m pytest $(SHARED_TESTS) -n 2
+	$(BIN)/python -m pytest $(SHARED_TESTS) -n 3 --dist worksteal
 	$(BIN)/python -m pytest $(RAY_TESTS)
 
 test-fault: install  ## kill, cut and race everything, hundreds of times (about an hour)
 	$(BIN)/python -m pytest tests/fault tests/ray tests/cluster -m 'fault or long'
 
 test-unit: install  ## the unit tests alone (some minutes)
-	$(BIN)/python -m pytest tests/unit -n 2
+	$(BIN)/python -m pytest tests/unit -n 3 --dist worksteal
 
 check: install  ## ruff, mypy strict, and the direction of imports
 	$(BIN)/ruff check .
@@ -69,6 +69,7 @@ bench: install  ## the budgets, each as the median of paired runs (minutes)
 	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.cold_run
 	$(BIN)/python -m benchmarks.exactness
+	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.ray_runs
 
 schema: install  ## write the JSON schema that editors check specs with
