@@ -66,7 +66,7 @@ constraints:  ## refresh constraints.txt with the newest versions that fit toget
 	mv build/constraints/new.txt constraints.txt
 
 bench: install  ## the budgets, each as the median of paired runs (minutes)
-	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.training --loops-only
 	$(BIN)/python -m benchmarks.cold_run
 	$(BIN)/python -m benchmarks.exactness
 	$(BIN)/python -m benchmarks.quality
