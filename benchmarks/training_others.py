@@ -96,10 +96,9 @@ class RayDataLoop:
 
         self.layers = layers_of(new_model())
         self._batch_rows = plan.batch_rows
-        blocks = np.array_split(np.arange(len(rows.target)), 16)
-        dataset = ray.data.from_numpy_refs(
-            [ray.put(np.column_stack([rows.numeric[part], rows.target[part]])) for part in blocks]
-        )
+        table = np.column_stack([rows.numeric, rows.target.astype(np.float32)])
+        blocks = np.array_split(table, 16)
+        dataset = ray.data.from_numpy_refs([ray.put(block) for block in blocks])
         (self._shard,) = dataset.streaming_split(1)
         self._optimizer = torch.optim.Adam(self.layers.parameters(), lr=OPTIMIZER.lr)
         self._loss = nn.CrossEntropyLoss()
