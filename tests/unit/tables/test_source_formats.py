@@ -4,44 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchtrain.errors import BatchtrainError, DataError
+from batchtrain.errors import DataError
 from batchtrain.tables import (
     ColumnType,
     Source,
     content_hashes,
     count_rows,
     open_source,
-    plan_units,
     read_blocks,
-    read_unit,
     require_unchanged,
     scan,
 )
 from tests.support.builders import mixed_table, write_table
 from tests.support.sources import write_arrow, write_hugging_face, write_json_lines
+from tests.support.units import TYPES, assert_units_are_one_pass, numbered_rows
 
-TYPES: Mapping[str, ColumnType] = {"n": "integer", "t": "string"}
 ENDINGS = ["jsonl", "arrow", "feather", "hf"]
-
-
-def rows(first: int, count: int, bad: frozenset[int]) -> pa.Table:
-    numbers = ["x" if row in bad else str(row) for row in range(first, first + count)]
-    return pa.table({"t": [f"t{row}" for row in range(first, first + count)], "n": numbers})
 
 
 def written(folder: Path, sizes: list[int], ending: str, bad: frozenset[int]) -> Source:
     folder.mkdir()
     tables = []
     for place, size in enumerate(sizes):
-        tables.append(rows(sum(sizes[:place]), size, bad))
+        tables.append(numbered_rows(sum(sizes[:place]), size, bad))
     if ending == "hf":
         write_hugging_face(folder, tables)
         return open_source(f"hf:./{folder.name}", base=folder.parent, null_values=())
@@ -52,16 +43,6 @@ def written(folder: Path, sizes: list[int], ending: str, bad: frozenset[int]) ->
         else:
             write_arrow(path, table, stream=place % 2 == 1, batch_rows=1 + place % 5)
     return open_source(folder.name, base=folder.parent, null_values=())
-
-
-def outcome(blocks: Iterator[pa.Table]) -> tuple[list[pa.Table], str]:
-    """The blocks that come, and the error that ends them."""
-    found: list[pa.Table] = []
-    try:
-        found.extend(iter(blocks))
-    except BatchtrainError as error:
-        return found, f"{type(error).__name__}: {error}"
-    return found, ""
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "arrow", "hf"])
@@ -81,24 +62,10 @@ def test_d24_units_give_the_blocks_and_the_error_of_one_pass(
     bad: frozenset[int],
 ) -> None:
     source = written(tmp_path_factory.mktemp("units") / "in", sizes, ending, bad)
-    blocks, error = outcome(read_blocks(source, TYPES, block_rows=block_rows))
-    units = plan_units(sizes, block_rows=block_rows, unit_blocks=unit_blocks, enters_files=False)
-    found: list[pa.Table] = []
-    found_error = ""
-    for unit in units:
-        assert len(found) == unit.first_row // block_rows
-        some, found_error = outcome(read_unit(source, TYPES, unit, block_rows=block_rows))
-        found += some
-        if found_error:
-            break
-    assert found_error == error
-    assert bool(error) == any(row < sum(sizes) for row in bad)
+    assert_units_are_one_pass(source, sizes, block_rows, unit_blocks, bad)
     assert [count_rows(source, place) for place in range(len(sizes))] == [
         (size, True) for size in sizes
     ]
-    if not error:
-        assert len(found) == len(blocks)
-        assert all(mine.equals(other) for mine, other in zip(found, blocks, strict=True))
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchtrain.errors import BatchtrainError, DataError
+from batchtrain.errors import DataError
 from batchtrain.tables import (
-    ColumnType,
     Source,
     count_rows,
     open_source,
@@ -27,13 +24,7 @@ from batchtrain.tables import (
 )
 from batchtrain.tables.scan import merge_scans, scan_item, scan_items
 from tests.support.builders import write_table
-
-TYPES: Mapping[str, ColumnType] = {"n": "integer", "t": "string"}
-
-
-def rows(first: int, count: int, bad: frozenset[int] = frozenset()) -> pa.Table:
-    numbers = ["x" if row in bad else str(row) for row in range(first, first + count)]
-    return pa.table({"t": [f"t{row}" for row in range(first, first + count)], "n": numbers})
+from tests.support.units import TYPES, assert_units_are_one_pass, by_units, numbered_rows
 
 
 def written(folder: Path, sizes: list[int], ending: str, bad: frozenset[int]) -> Source:
@@ -42,39 +33,11 @@ def written(folder: Path, sizes: list[int], ending: str, bad: frozenset[int]) ->
     for place, size in enumerate(sizes):
         path = folder / f"{place:03d}.{ending}"
         if ending == "parquet":
-            pq.write_table(rows(first, size, bad), path, row_group_size=1 + place % 5)
+            pq.write_table(numbered_rows(first, size, bad), path, row_group_size=1 + place % 5)
         else:
-            write_table(path, rows(first, size, bad))
+            write_table(path, numbered_rows(first, size, bad))
         first += size
     return open_source(folder.name, base=folder.parent, null_values=())
-
-
-def outcome(blocks: Iterator[pa.Table]) -> tuple[list[pa.Table], str]:
-    """The blocks that come, and the error that ends them."""
-    found: list[pa.Table] = []
-    try:
-        found.extend(iter(blocks))
-    except BatchtrainError as error:
-        return found, f"{type(error).__name__}: {error}"
-    return found, ""
-
-
-def by_units(source: Source, sizes: list[int], block_rows: int, unit_blocks: int) -> list[object]:
-    """What each unit gives, up to the first that ends in an error."""
-    units = plan_units(
-        sizes,
-        block_rows=block_rows,
-        unit_blocks=unit_blocks,
-        enters_files=source.kind == "parquet",
-    )
-    blocks: list[pa.Table] = []
-    for unit in units:
-        assert len(blocks) == unit.first_row // block_rows
-        some, error = outcome(read_unit(source, TYPES, unit, block_rows=block_rows))
-        blocks += some
-        if error:
-            return [blocks, error]
-    return [blocks, ""]
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
@@ -95,17 +58,7 @@ def test_d24_units_give_the_blocks_and_the_error_of_one_pass(
     if ending == "csv":
         sizes = [max(size, 1) for size in sizes]
     source = written(tmp_path_factory.mktemp("units") / "in", sizes, ending, bad)
-    blocks, error = outcome(read_blocks(source, TYPES, block_rows=block_rows))
-    found, found_error = by_units(source, sizes, block_rows, unit_blocks)
-    assert found_error == error
-    assert bool(error) == any(row < sum(sizes) for row in bad)
-    # Blocks before an error may come or not: nobody sees them.
-    assert [block.to_pydict() for block in found][: len(blocks)] == [
-        block.to_pydict() for block in blocks
-    ][: len(found)]
-    if not error:
-        assert len(found) == len(blocks)
-        assert all(mine.equals(other) for mine, other in zip(found, blocks, strict=True))
+    assert_units_are_one_pass(source, sizes, block_rows, unit_blocks, bad)
 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
