@@ -12,6 +12,7 @@ from batchtrain.spec.data import DataSpec, may_have_rows
 from batchtrain.spec.evaluation import EvaluationSpec, ExportSpec, TrackingSpec
 from batchtrain.spec.model import MlpModel, ModelSpec
 from batchtrain.spec.schedules import PlateauSchedule
+from batchtrain.spec.search import SearchSpec
 from batchtrain.spec.task import METRICS_OF_TASK, task_mismatches, watched_mismatches
 from batchtrain.spec.training import TrainingSpec
 
@@ -126,6 +127,8 @@ class RunSpec(SpecModel):
     tracking: TrackingSpec = TrackingSpec()
     storage: str = Field(default="./runs", min_length=1, max_length=4096)
     """A folder, relative to the spec file, or an address such as s3://bucket/runs."""
+    search: SearchSpec | None = None
+    """What `batchtrain tune` tries; no other command reads it."""
 
     @field_validator("storage")
     @classmethod

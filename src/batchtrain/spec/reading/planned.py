@@ -53,7 +53,6 @@ PLANNED = (
     Planned("data.split.test", COPY_FIRST, starts=("s3://", "gs://")),
     Planned("export.formats.*", "Use safetensors", values=("onnx",)),
     Planned("resources.gpus_per_worker", "Use auto, 0 or 1", values=range(2, 2**31)),
-    Planned("search"),
     Planned("tracking.wandb", "Use `tracking.tensorboard` or `tracking.mlflow`"),
 )
 
