@@ -13,7 +13,7 @@ from typing import Any
 from batchtrain.errors import BatchtrainError
 from batchtrain.version import __version__
 
-__all__ = ["BatchtrainError", "__version__", "load_bundle", "run"]
+__all__ = ["BatchtrainError", "__version__", "load_bundle", "run", "tune"]
 
 
 def run(
@@ -49,6 +49,35 @@ def run(
 
     loaded = load_spec(spec, overrides)
     return run_spec(loaded, allow_code=allow_code, take_over=take_over, address=address).to_json()
+
+
+def tune(
+    spec: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    allow_code: Sequence[str] = (),
+    address: str | None = None,
+) -> dict[str, Any]:
+    """Carry out the search of a spec, and run the best spec that it found.
+
+    Args:
+        spec: The spec file; it has a `search` section.
+        overrides: Such as `["search.trials=8"]`.
+        allow_code: The packages whose code may run, for a custom model.
+        address: See `run`.
+
+    Returns:
+        What `batchtrain tune --json` prints: search, table, page, best_spec, best, trials, states,
+        run.
+
+    Raises:
+        BatchtrainError: If the spec, the data or the search is wrong, or all trials failed.
+    """
+    from batchtrain.spec.load import load_spec
+    from batchtrain.tuning.stage import tune_spec
+
+    loaded = load_spec(spec, overrides)
+    return tune_spec(loaded, allow_code=allow_code, address=address).to_json()
 
 
 def load_bundle(

@@ -24,6 +24,7 @@ BatchtrainError                     exit code 1
  +-- ModelRejectedError             1    a threshold of `evaluation.require` is missed
  +-- VerificationError              1    a bundle no longer gives its golden outputs
  +-- InterruptedRunError            130  Ctrl-C or SIGTERM
+      +-- PausedRunError           130  a search paused it at the end of an epoch
 
 A message has four parts: what was expected, what was found, where, and what to do.
 """
@@ -46,6 +47,7 @@ __all__ = [
     "LauncherLostError",
     "ModelRejectedError",
     "OwnershipError",
+    "PausedRunError",
     "Problem",
     "RankFailedError",
     "RankLostError",
@@ -197,3 +199,7 @@ class InterruptedRunError(BatchtrainError):
     """The run was stopped by Ctrl-C or SIGTERM; the message says how to go on."""
 
     exit_code = 130
+
+
+class PausedRunError(InterruptedRunError):
+    """A training came to the epoch after which it was to be looked at; it can go on from there."""

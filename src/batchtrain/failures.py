@@ -13,6 +13,7 @@ from batchtrain import errors
 from batchtrain.errors import (
     BatchtrainError,
     InterruptedRunError,
+    PausedRunError,
     Problem,
     RankFailedError,
     RankLostError,
@@ -89,7 +90,7 @@ class Failure:
     @property
     def is_interruption(self) -> bool:
         """Whether the rank stopped because it was asked to."""
-        return self.own == InterruptedRunError.__name__
+        return self.own in {InterruptedRunError.__name__, PausedRunError.__name__}
 
     def to_error(self, rank: int, size: int, *, log: str = "") -> BatchtrainError:
         """The error for the caller: of the same class where it is one of ours.

@@ -36,7 +36,7 @@ from batchtrain.training.mlflow_log import check_mlflow
 from batchtrain.training.outcome import record_outcome
 from batchtrain.training.stage import run_layout, train
 
-__all__ = ["STAGES", "RunResult", "StageName", "StageRecord", "run_spec"]
+__all__ = ["STAGES", "RunResult", "StageName", "StageRecord", "check_custom_code", "run_spec"]
 
 StageName = Literal["prepare", "train", "evaluate", "export"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "export")
@@ -123,7 +123,7 @@ def run_spec(
     Raises:
         BatchtrainError: See `errors`; whatever was published before stays.
     """
-    _check_custom_code(loaded, allow_code)
+    check_custom_code(loaded, allow_code)
     check_mlflow(loaded)
     if storage is None:
         check_job_storage(loaded)
@@ -206,7 +206,7 @@ class _How(TypedDict):
     take_over: bool
 
 
-def _check_custom_code(loaded: LoadedSpec, allow_code: Sequence[str]) -> None:
+def check_custom_code(loaded: LoadedSpec, allow_code: Sequence[str]) -> None:
     """Find a class that may not run, or what is not there, before any work."""
     check_own_rows(loaded, allow_code)
     if isinstance(loaded.spec.model, CustomModel):

@@ -186,6 +186,39 @@ def export(
 
 
 @app.command()
+def tune(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    allow_code: AllowCode = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search for the best values; go on with a search that was cut, and run the best spec."""
+    with command_outcome(as_json=as_json):
+        from batchtrain.cli.search_table import show_search
+        from batchtrain.tuning.stage import tune_spec
+
+        loaded = load_spec(spec, overrides or [])
+        console = Console(stderr=as_json)
+        with closing(ConsoleProgress(console, _every_epochs(loaded))) as progress:
+            result = tune_spec(
+                loaded, progress=progress, allow_code=allow_code or [], address=address
+            )
+        document = result.to_json()
+        show_search(result.document, console)
+        for name, url in (
+            ("table", document["table"]),
+            ("page", document["page"]),
+            ("best", document["best_spec"]),
+            ("bundle", (document["run"] or {}).get("bundle")),
+        ):
+            if url:
+                console.print(f"{name:<9} {_short(url)}", markup=False, soft_wrap=True)
+        if as_json:
+            print_json(document)
+
+
+@app.command()
 def predict(
     bundle: BundleFolder,
     data: Annotated[

@@ -7,6 +7,7 @@ of a second, seldom enough not to show. None of this changes a result.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ class StateKeeper:
         *,
         max_seconds: float | None = None,
         seconds_before: float = 0.0,
+        pause_after: int | None = None,
     ) -> None:
         """Begin to count the seconds.
 
@@ -66,6 +68,7 @@ class StateKeeper:
                 needs.
             seconds_before: Those that earlier attempts took, up to the checkpoint that this one
                 goes on from.
+            pause_after: The epoch at whose end the run stops as if asked to; None for none.
         """
         self._rules = rules
         self._ranks = ranks
@@ -75,11 +78,16 @@ class StateKeeper:
         self._saved_at = clock()
         self._max_seconds = max_seconds
         self._began_at = clock() - seconds_before
+        self._pause_after = math.inf if pause_after is None else pause_after
         self._pace = _Pace(clock())
         self._look_at = 0
 
     def goes_on(self, state: TrainState, losses: StepLosses) -> bool:
         """See `batchtrain.training.loop.Keeper`."""
+        if state.epoch >= self._pause_after and not state.ended_by:
+            # All ranks come here after the same step, so nobody has to be asked.
+            self._save(state, losses, wait=True)
+            return False
         # Not the step: after a roll-back that is one that was looked at already.
         place = state.place
         if place < self._look_at:
@@ -89,14 +97,17 @@ class StateKeeper:
         if orders["over"] and not orders["stop"]:
             state.ended_by = state.ended_by or "max_time"
         elif orders["stop"] or orders["save"]:
-            # A loss that is not finite is found before a state that came of it is saved.
-            losses.flush()
-            if self._saver is not None:
-                if self._max_seconds is not None:
-                    state.seconds = self._clock() - self._began_at
-                self._saver.save(state.snapshot(), wait=bool(orders["stop"]))
-            self._saved_at = self._clock()
+            self._save(state, losses, wait=bool(orders["stop"]))
         return not orders["stop"]
+
+    def _save(self, state: TrainState, losses: StepLosses, *, wait: bool) -> None:
+        # A loss that is not finite is found before a state that came of it is saved.
+        losses.flush()
+        if self._saver is not None:
+            if self._max_seconds is not None:
+                state.seconds = self._clock() - self._began_at
+            self._saver.save(state.snapshot(), wait=wait)
+        self._saved_at = self._clock()
 
     def _agree(self, step: int) -> dict[str, int]:
         """What rank 0 orders; any rank may ask for a stop."""

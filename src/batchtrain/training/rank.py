@@ -15,7 +15,7 @@ from batchtrain.artifacts import Artifact, RunLayout, open_artifact
 from batchtrain.artifacts.claims import check_fence
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.trained import CHECKPOINT
-from batchtrain.errors import ArtifactError, InterruptedRunError, TrainingError
+from batchtrain.errors import ArtifactError, InterruptedRunError, PausedRunError, TrainingError
 from batchtrain.models.build import build_model
 from batchtrain.models.early_stop import EarlyStop
 from batchtrain.models.inputs import ModelInputs
@@ -69,6 +69,7 @@ class TrainTask:
         digest: The digest of its manifest, so that no rank goes on from another.
         inexact: What this attempt cannot do as the one before did.
         assets: The files that a custom model needs, by name: a rank may not see the spec's folder.
+        pause_after: The epoch after which the training stops for a while; None for its last.
     """
 
     loaded: LoadedSpec
@@ -83,6 +84,7 @@ class TrainTask:
     digest: str = ""
     inexact: tuple[Mapping[str, Any], ...] = ()
     assets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    pause_after: int | None = None
 
     @property
     def spec(self) -> RunSpec:
@@ -155,6 +157,7 @@ def train_rank(
     Raises:
         ArtifactDamagedError: If a shard is not what it must be.
         InterruptedRunError: If a rank was asked to stop; a checkpoint is published then.
+        PausedRunError: If it came to `pause_after`; the same.
         DivergedError: If the loss is no longer a finite number.
         FencedError: If another process has taken the run over.
         RankMemoryError: If a step does not fit into memory.
@@ -206,6 +209,7 @@ def _keeper(
         stop_requested,
         max_seconds=training.max_time,
         seconds_before=state.seconds,
+        pause_after=task.pause_after,
     )
 
 
@@ -360,7 +364,9 @@ def _seen(
 
 def _interrupted(state: TrainState, task: TrainTask) -> InterruptedRunError:
     checkpoint = task.layout.checkpoint(state.place, task.claim)
-    return InterruptedRunError(
+    is_paused = task.pause_after is not None and state.epoch >= task.pause_after
+    kind = PausedRunError if is_paused else InterruptedRunError
+    return kind(
         f"stopped after step {state.step}; {state.epoch} of {task.plan.epochs} epochs are done, "
         f"and the checkpoint is {task.layout.storage.url(checkpoint)}. "
         "Run the same command again to go on from there"

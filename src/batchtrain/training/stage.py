@@ -51,6 +51,7 @@ def train(
     allow_code: Sequence[str] = (),
     launcher: Launcher | None = None,
     take_over: bool = False,
+    pause_after: int | None = None,
 ) -> tuple[TrainedModel, BuildStatus]:
     """Train the model of a spec on prepared data, once.
 
@@ -62,8 +63,10 @@ def train(
         allow_code: Packages whose code a custom model may run.
         launcher: Runs the ranks; left out, there is one, in this process.
         take_over: Whether to go on although another process seems to write this run.
+        pause_after: The epoch after which the training stops for a while; None for its last.
 
     Raises:
+        PausedRunError: If it came to `pause_after`; calling again goes on from there.
         InterruptedRunError: If Ctrl-C or SIGTERM came; calling again goes on from there.
         OwnershipError: If another process writes this run.
         TrainingError: If the training failed.
@@ -85,6 +88,7 @@ def train(
             launcher=launcher,
             allow_code=allow_code,
             stop_requested=stop_requested,
+            pause_after=pause_after,
         )
 
     with closing(owner):

@@ -38,15 +38,24 @@ from batchtrain.training.owner import RunOwner
 from batchtrain.training.rank import TrainTask, train_rank
 from batchtrain.training.ranks import OneRank
 from batchtrain.training.retrying import RetryBudget
+from batchtrain.training.shards import ShardReader
 from batchtrain.training.state import TrainState
 
 __all__ = ["OneProcess", "train_model"]
 
 
 class OneProcess:
-    """One rank, in this process."""
+    """One rank, in this process.
+
+    Attributes:
+        restarts: Nothing is started anew here.
+    """
 
     restarts = False
+
+    def __init__(self, shards: ShardReader | None = None) -> None:
+        """Take what reads the rows; left out, each training reads them from storage."""
+        self._shards = shards
 
     def choose_machine(self, resources: ResourcesSpec) -> MachineChoices:
         """See `Launcher.choose_machine`."""
@@ -56,7 +65,9 @@ class OneProcess:
         self, task: TrainTask, progress: Progress, stop_requested: Callable[[], bool]
     ) -> TrainState:
         """See `Launcher`."""
-        return train_rank(task, OneRank(), progress, stop_requested, save_last=False)
+        return train_rank(
+            task, OneRank(), progress, stop_requested, save_last=False, shards=self._shards
+        )
 
 
 def train_model(
@@ -70,6 +81,7 @@ def train_model(
     launcher: Launcher | None,
     allow_code: Sequence[str],
     stop_requested: Callable[[], bool],
+    pause_after: int | None = None,
 ) -> Mapping[str, Any]:
     """Train to the end, going on from the newest checkpoint where there is one.
 
@@ -89,6 +101,7 @@ def train_model(
 
     while True:
         task = _task(loaded, prepared, layout, progress, owner, launcher, allow_code)
+        task = replace(task, pause_after=pause_after)
         try:
             state: TrainState = launcher(task, progress, stop_wanted)
             return _write(state, task, draft)

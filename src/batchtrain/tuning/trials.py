@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 __all__ = ["Goal", "TrialRecord", "TrialState", "best_trial", "pareto_front"]
 
-TrialState = Literal["waiting", "running", "paused", "finished", "stopped", "failed"]
+TrialState = Literal["waiting", "running", "paused", "finished", "stopped", "failed", "skipped"]
 """Before it begins, in a unit that is at work, between two rungs, after its last epoch, ended at a
-rung by the scheduler, ended by an error."""
+rung by the scheduler, ended by an error, never begun since the time was up."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +69,11 @@ class TrialRecord:
     @property
     def is_over(self) -> bool:
         """Whether nothing more happens to it."""
-        return self.state in {"finished", "stopped", "failed"}
+        return self.state in {"finished", "stopped", "failed", "skipped"}
 
     def costs(self, goals: Sequence[Goal]) -> tuple[float, ...]:
         """Its scores, each as a number of which less is better; infinity where it failed."""
-        if self.state == "failed":
+        if self.state in {"failed", "skipped"}:
             return (math.inf,) * len(goals)
         return tuple(goal.cost(self.scores.get(goal.metric)) for goal in goals)
 
@@ -88,9 +88,11 @@ class TrialRecord:
 def best_trial(records: Sequence[TrialRecord], goals: Sequence[Goal]) -> TrialRecord | None:
     """The best by the first goal, ties by the others and then by number; None where all failed.
 
-    A trial that was stopped at a rung may be the best: its model is there.
+    One that trained to its end goes before any that was stopped at a rung: its score is that of
+    the model that its spec gives.
     """
-    able = [each for each in records if each.costs(goals)[0] < math.inf]
+    scored = [each for each in records if each.costs(goals)[0] < math.inf]
+    able = [each for each in scored if each.state == "finished"] or scored
     return min(able, key=lambda each: (each.costs(goals), each.number), default=None)
 
 

@@ -1,0 +1,68 @@
+"""The best trial as an ordinary spec."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from batchtrain.spec.load import LoadedSpec
+from batchtrain.spec.standalone import spec_text
+from batchtrain.storage import Storage
+from batchtrain.tuning.search import Search
+from batchtrain.tuning.trials import Goal, TrialRecord
+
+__all__ = ["best_text", "best_values"]
+
+CHANGED = {
+    "training.optimizer.lr": "lr",
+    "training.optimizer.weight_decay": "weight_decay",
+    "training.optimizer.momentum": "momentum",
+    "model.dropout": "dropout",
+}
+"""The keys of a spec that may change while a model trains, as `training.changes` names them."""
+
+
+def best_values(number: int, state: Search) -> dict[str, Any]:
+    """What a trial has in place of the search's spec, by dotted key.
+
+    A member of a population has a past: it took over the state of others, and its values changed.
+    Its lineage is a training whose values change at the ends of generations.
+    """
+    lineage: list[Mapping[str, Any]] = []
+    for place in range(len(state.descent.get(number, ())) - 1, -1, -1):
+        heir = state.descent[number][place]
+        lineage.insert(0, heir.values)
+        number = heir.parent
+    values = dict(state.initial[number])
+    rungs = state.rules.cohorts.rungs_of(number)
+    changes, before = [], values
+    for epoch, after in zip(rungs, lineage, strict=False):
+        changed = {CHANGED[key]: value for key, value in after.items() if before.get(key) != value}
+        if changed:
+            changes.append({"epoch": epoch, **changed})
+        before = {**before, **after}
+    return {**values, "training.changes": changes} if changes else values
+
+
+def best_text(
+    loaded: LoadedSpec,
+    search: LoadedSpec,
+    best: TrialRecord,
+    goals: Sequence[Goal],
+    storage: Storage,
+) -> str:
+    """The spec of the best trial as a file that can be run from anywhere.
+
+    Args:
+        loaded: The spec of the trial.
+        search: That of the search.
+        best: The trial.
+        goals: What it is best in.
+        storage: Where it was found, and where its run lies.
+    """
+    scores = ", ".join(f"{goal.metric} {best.scores.get(goal.metric)}" for goal in goals)
+    header = [
+        f"Trial {best.number} of the search of {search.path.name}: {scores}.",
+        "batchtrain run best.yaml trains it, or finds that it is trained.",
+    ]
+    return spec_text(loaded, header=header, storage=storage.url())

@@ -1,0 +1,78 @@
+"""The table of a search: all that is known of its trials, as JSON. It holds no time and no host."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from batchtrain.pipeline import RunResult
+from batchtrain.spec.load import LoadedSpec
+from batchtrain.spec.search import scheduler_of
+from batchtrain.tuning.search import Search
+from batchtrain.tuning.trials import Goal, best_trial, pareto_front
+
+__all__ = ["run_summary", "table_document"]
+
+FORMAT = 1
+
+
+def table_document(
+    loaded: LoadedSpec,
+    goals: Sequence[Goal],
+    state: Search,
+    best_run: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make the table.
+
+    Args:
+        loaded: The spec of the search.
+        goals: What becomes best.
+        state: The search as far as it came.
+        best_run: What the ordinary run of the best spec gave; None before that.
+    """
+    search = loaded.spec.search
+    assert search is not None
+    records = state.trials()
+    best = best_trial([each for each in records if each.is_over], goals)
+    scheduler = scheduler_of(search)
+    shapes = [state.shapes[each.number] for each in records]
+    return {
+        "format": FORMAT,
+        "name": loaded.spec.name,
+        "goals": [asdict(goal) for goal in goals],
+        "algorithm": search.algorithm,
+        "scheduler": scheduler.model_dump(mode="json") if scheduler else None,
+        "paths": list(search.space),
+        "distributions": {
+            key: each.model_dump(mode="json", exclude_unset=True)
+            for key, each in search.space.items()
+        },
+        "trials": [each.to_json() for each in records],
+        "best": best.number if best else None,
+        "front": [each.number for each in pareto_front(records, goals)] if len(goals) > 1 else [],
+        "packed": {
+            "packs": len({each.pack for each in records if each.pack}),
+            "trials": sum(shape.is_pack for shape in shapes),
+            "alone": sum(not shape.is_pack for shape in shapes),
+            "why_not": dict(Counter(shape.why_alone for shape in shapes if shape.why_alone)),
+        },
+        "rows": sum(each.rows for each in records),
+        "best_run": best_run,
+    }
+
+
+def run_summary(run: RunResult | None) -> dict[str, Any] | None:
+    """What the table says of the ordinary run of the best spec."""
+    if run is None or run.trained is None:
+        return None
+    best = next(
+        each for each in run.trained.history() if each["epoch"] == run.trained.content["best_epoch"]
+    )
+    return {
+        "run": run.run,
+        "epoch": best["epoch"],
+        "record": {name: value for name, value in best.items() if name.startswith("valid_")},
+        "metrics": run.report.metrics if run.report else {},
+    }
