@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -16,16 +17,22 @@ from batchtrain.errors import Problem, SpecError
 from batchtrain.spec.data import with_source
 from batchtrain.spec.reading.locations import location_faults
 from batchtrain.spec.reading.outline import Outline
-from batchtrain.spec.reading.overrides import with_overrides
-from batchtrain.spec.reading.places import Places, problems_of
+from batchtrain.spec.reading.overrides import (
+    BadOverrideError,
+    put,
+    with_overrides,
+)
+from batchtrain.spec.reading.places import Fault, Places, join_key, problems_of
 from batchtrain.spec.reading.planned import planned_faults
 from batchtrain.spec.reading.problems import faults_of
+from batchtrain.spec.reading.search_keys import SPACE, search_key_faults
 from batchtrain.spec.reading.yaml_reader import MAX_BYTES, STARTER, Document, read_yaml
 from batchtrain.spec.run import RunSpec
 from batchtrain.spec.schema import json_schema
 from batchtrain.spec.suggest import did_you_mean
+from batchtrain.spec.written import written_document
 
-__all__ = ["LoadedSpec", "load_spec", "parse_spec"]
+__all__ = ["LoadedSpec", "load_spec", "parse_spec", "with_values"]
 
 LITERAL_NUMBERS = (("version",),)
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -80,17 +87,66 @@ def parse_spec(text: str, file: str, overrides: Sequence[str] = ()) -> LoadedSpe
     """
     outline = _outline()
     document = with_overrides(read_yaml(text, file), overrides, outline)
+    spec, faults = _checked(document, outline)
+    if spec is None or faults:
+        raise SpecError(problems_of(faults))
+    return LoadedSpec(spec, Path(file).absolute(), document.places)
+
+
+def with_values(loaded: LoadedSpec, values: Mapping[str, Any]) -> LoadedSpec:
+    """The spec of a trial: as it was written, with other values for some keys, and no `search`.
+
+    Values are set in their order, as overrides would, so that a section may come before a key in
+    it. The places of what was set are those of `search.space`.
+
+    Args:
+        loaded: A spec; it stays as it is.
+        values: Dotted key to a value as JSON has it.
+
+    Raises:
+        SpecError: If the values do not go with the spec. What is wrong with a value is at its key
+            below `search.space`.
+    """
+    outline = _outline()
+    document = written_document(loaded.spec)
+    keys, places = dict(loaded.places.keys), dict(loaded.places.values)
+    for key, value in values.items():
+        place = loaded.places.of_key(join_key(SPACE, key))
+        try:
+            made = put(document, key.split("."), copy.deepcopy(value), outline)
+        except BadOverrideError as error:
+            raise SpecError(
+                problems_of([Fault(place, join_key(SPACE, key), error.args[0], error.args[1])])
+            ) from None
+        for known in (keys, places):
+            for name in [each for each in known if each.startswith(f"{key}.")]:
+                del known[name]
+            known.update(dict.fromkeys((*made, key), place))
+    tried = Document(document, Places(loaded.places.root, keys, places), ())
+    spec, faults = _checked(tried, outline)
+    if spec is None or faults:
+        raise SpecError(problems_of(_of_trial(fault, values) for fault in faults))
+    return LoadedSpec(spec, loaded.path, tried.places)
+
+
+def _of_trial(fault: Fault, values: Mapping[str, Any]) -> Fault:
+    """A fault of a value under the key that the user wrote."""
+    of = [key for key in values if fault.key == key or fault.key.startswith(f"{key}.")]
+    return replace(fault, key=join_key(SPACE, of[-1])) if of else fault
+
+
+def _checked(document: Document, outline: Outline) -> tuple[RunSpec | None, list[Fault]]:
+    """Everything that is wrong with a document; the spec where it could be made."""
     spec, errors = _validate(document)
     planned = planned_faults(document.value, document.places)
     faults = [
         *document.faults,
         *planned,
+        *search_key_faults(document.value, document.places, outline),
         *location_faults(document.value, document.places, planned={each.key for each in planned}),
     ]
     faults += faults_of(errors, document, outline, known=faults)
-    if spec is None or faults:
-        raise SpecError(problems_of(faults))
-    return LoadedSpec(spec, Path(file).absolute(), document.places)
+    return spec, faults
 
 
 @cache

@@ -12,7 +12,7 @@ from batchtrain.spec.reading.scalars import scalar_of
 from batchtrain.spec.run import RunSpec
 from batchtrain.spec.task import target_scale_in_force
 
-__all__ = ["resolved_document", "spec_yaml"]
+__all__ = ["document_yaml", "resolved_document", "spec_yaml"]
 
 
 def resolved_document(
@@ -55,8 +55,13 @@ def resolved_document(
 
 
 def spec_yaml(document: Mapping[str, Any]) -> str:
-    """The document as YAML that the spec reader takes."""
-    return "".join(_section(key, value) for key, value in _without_nulls(document).items())
+    """A resolved document as YAML that the spec reader takes; what is null is left out."""
+    return document_yaml(_without_nulls(document))
+
+
+def document_yaml(document: Mapping[str, Any]) -> str:
+    """A document as YAML that the spec reader takes, whole and in its order."""
+    return "".join(_section(key, value) for key, value in document.items())
 
 
 def _section(key: str, value: Any) -> str:

@@ -13,6 +13,7 @@ from batchtrain.spec.evaluation import EvaluationSpec, ExportSpec, TrackingSpec
 from batchtrain.spec.model import MlpModel, ModelSpec
 from batchtrain.spec.schedules import PlateauSchedule
 from batchtrain.spec.search import SearchSpec
+from batchtrain.spec.search_rules import search_mismatches
 from batchtrain.spec.task import METRICS_OF_TASK, task_mismatches, watched_mismatches
 from batchtrain.spec.training import TrainingSpec
 
@@ -142,6 +143,8 @@ class RunSpec(SpecModel):
     @model_validator(mode="after")
     def _sections_agree(self) -> RunSpec:
         problems = [*self._split_problems(), *self._task_problems(), *self._resource_problems()]
+        if self.search is not None:
+            problems += search_mismatches(self.search, self.training, self.data)
         if problems:
             raise ValueError("; ".join(problems))
         return self

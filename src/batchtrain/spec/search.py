@@ -5,15 +5,21 @@ Only `batchtrain tune` reads it; every other command trains the spec as it stand
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Iterator, Mapping
+from itertools import combinations
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from batchtrain.spec.base import SpecModel
+from batchtrain.spec.evaluation import CLASSIFICATION_METRICS, REGRESSION_METRICS
+from batchtrain.spec.suggest import did_you_mean
 
 __all__ = [
     "DEFAULT_TRIALS",
+    "METRICS",
     "Algorithm",
     "Asha",
     "Distribution",
@@ -22,11 +28,21 @@ __all__ = [
     "Pbt",
     "SchedulerSpec",
     "SearchSpec",
+    "allowed_by",
+    "metrics_of",
+    "same_value",
     "scheduler_of",
 ]
 
 Algorithm = Literal["random", "grid", "tpe"]
 DEFAULT_TRIALS = 32
+
+METRICS = (
+    "valid_loss",
+    *(f"valid_{name}" for name in (*CLASSIFICATION_METRICS, *REGRESSION_METRICS)),
+    "parameters",
+)
+"""What a search may go by: numbers of the validation split, and the size of the model."""
 
 Bounds = tuple[float, float]
 WholeBounds = tuple[int, int]
@@ -50,7 +66,7 @@ class Distribution(SpecModel):
     """One of these values, of any type that the key takes."""
     when: dict[str, Any] = {}
     """Keys of the space and the value, or a list of the values, that they must have; else this
-    key stays as the spec has it."""
+    key stays as the spec has it. A key that is not set itself has none of them."""
 
     @property
     def kind(self) -> str:
@@ -63,34 +79,124 @@ class Distribution(SpecModel):
         low, high = getattr(self, self.kind)
         return low, high
 
+    @property
+    def is_log(self) -> bool:
+        """Whether its values lie evenly in their logarithms."""
+        return self.kind.startswith("log")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a range of whole numbers."""
+        return self.kind in {"int", "log_int"}
+
+    def takes(self, value: Any) -> bool:
+        """Whether a value may come of it."""
+        if self.kind == "choice":
+            return any(same_value(value, each) for each in self.choice or ())
+        if isinstance(value, bool) or not isinstance(value, WHOLE | float):
+            return False
+        low, high = self.bounds
+        return low <= value <= high and not (self.is_whole and value != round(value))
+
     @model_validator(mode="after")
     def _is_one_kind(self) -> Distribution:
         given = [name for name in KINDS if getattr(self, name) is not None]
         if len(given) != 1:
             found = " and ".join(given) if given else "none"
             raise ValueError(f"expected exactly one of {', '.join(KINDS)}, found {found}")
-        if given[0] == "choice":
-            return self
+        problem = _twice(self.choice) if given[0] == "choice" else self._wrong_bounds()
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def _wrong_bounds(self) -> str:
+        """What is wrong with a range, as a sentence; empty where nothing is."""
         low, high = self.bounds
         if not low < high:
-            raise ValueError(f"expected the lower bound first, found {low} and {high}")
-        if given[0].startswith("log") and low <= 0:
-            raise ValueError(f"expected bounds above 0 for {given[0]}, found {low}")
+            return f"expected the lower bound first, and a higher one, found {low} and {high}"
+        if self.is_log and low <= 0:
+            return f"expected bounds above 0 for {self.kind}, found {low}"
+        if self.is_whole and not -MOST_WHOLE <= low < high <= MOST_WHOLE:
+            return "expected whole numbers of at most 63 bits"
         if not math.isfinite(high - low):
-            raise ValueError("expected bounds that are not so far apart")
-        return self
+            return "expected bounds that are not so far apart"
+        return ""
 
 
 KINDS = ("uniform", "log_uniform", "int", "log_int", "choice")
+WHOLE = int
+"""The type; in the class above `int` is the name of a key."""
+MOST_WHOLE = 2**63 - 1
+
+
+def same_value(one: Any, other: Any) -> bool:
+    """Whether two values of a spec are the same: 1 and 1.0 are, 1 and true are not.
+
+    Example:
+        >>> same_value([1, "a"], [1.0, "a"]), same_value(1, True), same_value("1", 1)
+        (True, False, False)
+    """
+    return _as_text(one) == _as_text(other)
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(_plain(value), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    return value
+
+
+def _twice(values: tuple[Any, ...] | None) -> str:
+    texts = [_as_text(value) for value in values or ()]
+    twice = next((text for text in texts if texts.count(text) > 1), None)
+    return f"expected each value once, found {twice} again" if twice is not None else ""
+
+
+def allowed_by(asked: Any, other: Distribution) -> tuple[Any, ...]:
+    """The values that a condition asks for: a value that the other key takes, or a list of them.
+
+    A list that is itself one of the other key's choices is that value.
+
+    Example:
+        >>> allowed_by([1, 2], Distribution(choice=(1, 2, 3)))
+        (1, 2)
+        >>> allowed_by([1, 2], Distribution(choice=([1, 2], [3])))
+        ([1, 2],)
+    """
+    return tuple(asked) if isinstance(asked, list) and not other.takes(asked) else (asked,)
 
 
 class Objective(SpecModel):
     """One number that the search makes as good as it can."""
 
-    metric: str = Field(pattern=r"^(valid_[a-z0-9_]+|parameters)$")
+    metric: str
     """`valid_loss`, `valid_accuracy`, `valid_r2`, what early stopping follows, or `parameters`."""
     mode: Literal["auto", "min", "max"] = "auto"
     """Whether less or more is better; `auto` knows it of every metric of batchtrain."""
+
+    @model_validator(mode="after")
+    def _metric_is_known(self) -> Objective:
+        problem = _unknown_metric(self.metric)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+
+def _unknown_metric(name: str) -> str:
+    """What is wrong with a metric's name, as a sentence; empty where nothing is."""
+    if name in METRICS:
+        return ""
+    close = did_you_mean(name, METRICS)
+    close = close or (f"valid_{name}" if f"valid_{name}" in METRICS else None)
+    hint = f"did you mean {close!r}?" if close else f"choose one of {', '.join(METRICS)}"
+    return f"`metric` is {name[:60]!r}, which is no metric of a trial; {hint}"
 
 
 class Asha(SpecModel):
@@ -139,11 +245,12 @@ SchedulerSpec = Annotated[Asha | HyperBand | Pbt, Field(discriminator="kind")]
 class SearchSpec(SpecModel):
     """What `batchtrain tune` tries."""
 
-    metric: str | tuple[Objective, ...] | None = None
+    metric: str | Annotated[tuple[Objective, ...], Field(min_length=1, max_length=10)] | None = None
     """What is to become best: the name of a metric, or several, then the trials that no other is
     better than in all of them are kept. Left out, what early stopping follows, or `valid_loss`."""
     space: dict[str, Distribution] = Field(min_length=1, max_length=100)
-    """Dotted keys of the spec, and their values."""
+    """Dotted keys of the spec, such as `training.optimizer.lr`, and their values. A trial sets
+    them in this order, so that a section stands before the keys in it."""
     algorithm: Algorithm = "random"
     """`tpe` is Optuna's tree-structured Parzen estimator, asked in waves of eight trials."""
     trials: int | None = Field(default=None, ge=1, le=1_000_000)
@@ -164,19 +271,74 @@ class SearchSpec(SpecModel):
     """Whether the best trial is evaluated and exported at the end."""
 
     @model_validator(mode="after")
-    def _conditions_are_of_the_space(self) -> SearchSpec:
-        seen: list[str] = []
+    def _is_one_search(self) -> SearchSpec:
+        problems = [*self._metric_problems(), *self._space_problems(), *self._pbt_problems()]
+        if problems:
+            raise ValueError("; ".join(dict.fromkeys(problems)))
+        return self
+
+    def _metric_problems(self) -> Iterator[str]:
+        if isinstance(self.metric, str) and (problem := _unknown_metric(self.metric)):
+            yield problem
+        if isinstance(self.metric, tuple):
+            names = metrics_of(self)
+            for name in names:
+                if names.count(name) > 1:
+                    yield f"`metric` names {name!r} twice; keep one of the two"
+
+    def _space_problems(self) -> Iterator[str]:
+        """Conditions that cannot hold, and keys that others would overwrite."""
+        for earlier, later in combinations(self.space, 2):
+            if earlier.startswith(f"{later}."):
+                yield (
+                    f"`space.{later}` would overwrite `{earlier}`, which stands before it; put "
+                    "the section first"
+                )
+        seen: dict[str, Distribution] = {}
         for key, distribution in self.space.items():
-            for other in distribution.when:
-                if other not in seen:
-                    raise ValueError(
-                        f"`space.{key}.when` names `{other}`, which is no key of the space that "
+            for name, asked in distribution.when.items():
+                if name not in seen:
+                    yield (
+                        f"`space.{key}.when` names `{name}`, which is no key of the space that "
                         "stands before it"
                     )
-            seen.append(key)
-        if self.algorithm == "grid" and self.scheduler == "pbt":
-            raise ValueError("`scheduler: pbt` changes values as it goes, which a grid does not")
-        return self
+                elif problem := _impossible(asked, seen[name]):
+                    yield f"`space.{key}.when.{name}` {problem}"
+            seen[key] = distribution
+
+    def _pbt_problems(self) -> Iterator[str]:
+        if self.scheduler != "pbt" and not isinstance(self.scheduler, Pbt):
+            return
+        if self.algorithm != "random":
+            yield (
+                "`scheduler: pbt` changes values as it goes, and begins with all trials at once; "
+                f"it needs `algorithm: random`, found {self.algorithm}"
+            )
+        if self.trials == 1:
+            yield "`trials` is the population of `scheduler: pbt`, which needs two at least"
+
+
+def _impossible(asked: Any, other: Distribution) -> str:
+    """Why a condition can never hold, as the rest of a sentence; empty where it can."""
+    if other.kind in {"uniform", "log_uniform"}:
+        return "needs a key of whole numbers or choices, since a range has no exact values"
+    values = allowed_by(asked, other)
+    if not values:
+        return "is an empty list; name a value that the key must have"
+    wrong = next((value for value in values if not other.takes(value)), NOTHING)
+    return "" if wrong is NOTHING else f"is {_as_text(wrong)[:60]}, which that key never has"
+
+
+NOTHING = object()
+
+
+def metrics_of(spec: SearchSpec) -> tuple[str, ...]:
+    """The names of the metrics that are asked for; none where it is left to the training."""
+    if spec.metric is None:
+        return ()
+    if isinstance(spec.metric, str):
+        return (spec.metric,)
+    return tuple(objective.metric for objective in spec.metric)
 
 
 SHORT: dict[str, Asha | HyperBand | Pbt] = {

@@ -13,6 +13,9 @@ __all__ = ["ANY_NAME", "KeyPath", "Node", "Outline"]
 Node = Mapping[str, Any]
 """A schema of one value, with its references resolved."""
 
+ANYTHING: Node = {"additionalProperties": True}
+"""A value that the schema says nothing about."""
+
 ANY_NAME = "NAME"
 """Stands in a key's pattern for a name that the user chooses, such as a column's."""
 
@@ -84,6 +87,16 @@ class Outline:
         kinds = {ref: kind for kind, ref in node["discriminator"]["mapping"].items()}
         return {kinds[each["$ref"]]: self.branches(each)[0] for each in node["oneOf"]}
 
+    def has(self, key: str) -> bool:
+        """Whether a spec may have a dotted key, whatever the kinds of the sections above it."""
+        nodes: list[Node] = [self.root]
+        for name in key.split("."):
+            options = [option for node in nodes for option in self.branches(node)]
+            sections = [kind for option in options for kind in self.kinds(option).values()]
+            below = [_below(section, name) for section in (*options, *sections)]
+            nodes = [node for node in below if node is not None]
+        return bool(nodes)
+
     def places_of_keys(self) -> Iterator[tuple[str, str, str]]:
         """Yield the name, pattern and kind of every key at any depth; most have no kind."""
         yield from self._walk(self.root, "")
@@ -136,7 +149,21 @@ def _child(section: Node, part: str | int) -> tuple[Node, bool]:
     return (values, True) if isinstance(values, Mapping) else ({}, False)
 
 
+def _below(section: Node, name: str) -> Node | None:
+    """What lies below a section under a name; None where nothing may."""
+    values = section.get("additionalProperties", False)
+    is_open = isinstance(values, Mapping) or values is True
+    node: Node | None = section.get("properties", {}).get(name)
+    if node is not None or not is_open:
+        return node
+    return values if isinstance(values, Mapping) else ANYTHING
+
+
 def _branch_of(options: Sequence[Node], value: Any) -> Node:
     """The alternative that a value of this shape was meant for."""
     shape = "object" if isinstance(value, dict) else "array" if isinstance(value, list) else ""
-    return next((option for option in options if option.get("type") == shape), options[0])
+    return next((option for option in options if _shape(option) == shape), options[0])
+
+
+def _shape(option: Node) -> Any:
+    return "object" if "discriminator" in option else option.get("type")

@@ -12,10 +12,12 @@ from batchtrain.spec.reading.places import Fault, Place, Places, join_key
 from batchtrain.spec.reading.shown import shown, shown_key
 from batchtrain.spec.reading.yaml_reader import Document, read_value
 
-__all__ = ["with_overrides"]
+__all__ = ["AFTER_ALL_LINES", "BadOverrideError", "put", "with_overrides"]
 
 FORM = "Write --set training.epochs=20, with the dotted key as `batchtrain check --resolved` has it"
 AFTER_ALL_LINES = 2**62
+ONE_NAME = "search.space."
+"""What follows is one name, with the dots in it: a key of the spec that a search tries."""
 
 
 def with_overrides(document: Document, overrides: Sequence[str], outline: Outline) -> Document:
@@ -31,8 +33,8 @@ def with_overrides(document: Document, overrides: Sequence[str], outline: Outlin
         place = Place(AFTER_ALL_LINES + number, 0, f"--set {shown_key(override)}")
         try:
             key, found = _parse(override, place)
-            made = _put(value, key, found.value, outline)
-        except _BadOverrideError as error:
+            made = put(value, _names(key), found.value, outline)
+        except BadOverrideError as error:
             faults.append(Fault(place, "", error.args[0], error.args[1]))
             continue
         except SpecError as error:
@@ -49,21 +51,37 @@ def with_overrides(document: Document, overrides: Sequence[str], outline: Outlin
     return Document(value, Places(document.places.root, keys, values), tuple(faults))
 
 
-class _BadOverrideError(Exception):
-    """An override that cannot be put anywhere: what is wrong, and what to do."""
+class BadOverrideError(Exception):
+    """A value that cannot be put anywhere: what is wrong, and what to do."""
 
 
 def _parse(override: str, place: Place) -> tuple[str, Document]:
     key, equals, text = override.partition("=")
     key = key.strip()
     if not equals or not all(key.split(".")):
-        raise _BadOverrideError("expected KEY=VALUE", FORM)
+        raise BadOverrideError("expected KEY=VALUE", FORM)
     return key, read_value(text.strip(), place)
 
 
-def _put(document: dict[str, Any], key: str, value: Any, outline: Outline) -> list[str]:
-    """Set one key, in place, and name the sections that had to be made."""
-    *sections, last = key.split(".")
+def _names(key: str) -> list[str]:
+    if key.startswith(ONE_NAME):
+        return [*ONE_NAME.rstrip(".").split("."), key.removeprefix(ONE_NAME)]
+    return key.split(".")
+
+
+def put(document: dict[str, Any], names: Sequence[str], value: Any, outline: Outline) -> list[str]:
+    """Set one key, in place, and name the sections that had to be made.
+
+    Args:
+        document: A spec as plain values.
+        names: Those of the sections on the way, and of the key.
+        value: What it becomes.
+        outline: Says of what `kind` a section is that has to be made.
+
+    Raises:
+        BadOverrideError: If something on the way is no section: what is wrong, and what to do.
+    """
+    *sections, last = names
     made = []
     target, path = document, ""
     for name in sections:
@@ -73,7 +91,7 @@ def _put(document: dict[str, Any], key: str, value: Any, outline: Outline) -> li
             made.append(path)
         target = target[name]
         if not isinstance(target, dict):
-            raise _BadOverrideError(
+            raise BadOverrideError(
                 f"`{shown_key(path)}` is not a section, but {shown(target)}",
                 "Set the whole of it, with a value such as [1, 2]",
             )

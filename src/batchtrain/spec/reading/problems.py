@@ -17,10 +17,11 @@ __all__ = ["faults_of"]
 
 MAX_LISTED = 3
 NOT_TEXT = {"boolean", "integer", "number"}
+WRONG_TAG = {"union_tag_invalid", "union_tag_not_found"}
 
-# A root validator joins what it finds; each of its sentences opens with a key.
+# A validator joins what it finds; each of its sentences opens with a key.
 BETWEEN_SENTENCES = re.compile(r"; (?=`|metrics that )")
-QUOTED_KEY = re.compile(r"`([a-z_.]+)")
+QUOTED_KEY = re.compile(r"`([A-Za-z0-9_.-]+)")
 
 
 def faults_of(
@@ -46,10 +47,16 @@ def faults_of(
     covered = {fault.key for fault in known if fault.covers}
     # Where errors lie deeper, the value was meant for another branch of a union, and pydantic
     # counts only those items of a list that are right.
-    deeper = {union for _, path in traced for union in path.unions if path.key != union}
+    deeper = {
+        union
+        for error, path in traced
+        for union in path.unions
+        if path.key != union or error["type"] in WRONG_TAG
+    }
     parted = {section for _, path in traced for section in parents(path.key)}
     for error, path in traced:
-        is_echo = path.key in deeper or (error["type"] == "too_short" and path.key in parted)
+        is_other_branch = path.key in deeper and error["type"] not in WRONG_TAG
+        is_echo = is_other_branch or (error["type"] == "too_short" and path.key in parted)
         if is_echo or _may_be_caused(error, path, document.faults):
             continue
         for fault in _faults_of_error(error, path, document, outline):
@@ -123,7 +130,7 @@ def _wrong_kind(path: KeyPath, places: Places, outline: Outline) -> Fault:
 def _disagreements(section: str, message: str, places: Places) -> list[Fault]:
     """Faults between keys; each points at the first key that its sentence names."""
     faults = []
-    for sentence in [message] if section else BETWEEN_SENTENCES.split(message):
+    for sentence in BETWEEN_SENTENCES.split(message):
         named = QUOTED_KEY.search(sentence)
         candidates = [join_key(section, named[1]), named[1]] if named else []
         key = next((each for each in candidates if each in places.keys), section)

@@ -79,7 +79,8 @@ def _advice_on_text(outline: Outline, node: Node, value: str, types: set[str]) -
     choices = [str(choice) for choice in _all_choices(outline, node)]
     close = did_you_mean(value, [*choices, *kinds])
     if close:
-        return f"Write {{kind: {close}}}" if close in kinds else f"Did you mean {close!r}?"
+        is_kind_only = close in kinds and close not in choices
+        return f"Write {{kind: {close}}}" if is_kind_only else f"Did you mean {close!r}?"
     return "Write a list in brackets" if "array" in types else ""
 
 
@@ -148,7 +149,8 @@ def _list(outline: Outline, node: Node) -> str:
     if "prefixItems" in node:
         each = expected(outline, node["prefixItems"][0])
         return f"a list of {len(node['prefixItems'])}, each {each}"
-    each = expected(outline, node.get("items", {}))
+    items = node.get("items", {})
+    each = f", each {expected(outline, items)}" if items else ""
     low, high = node.get("minItems"), node.get("maxItems")
     size = f" of at least {low}" if low else f" of at most {high}" if high else ""
-    return f"a list{size}, each {each}"
+    return f"a list{size}{each}"
