@@ -45,8 +45,8 @@ def best_values(number: int, state: Search) -> dict[str, Any]:
 
 
 def best_text(
-    loaded: LoadedSpec,
     search: LoadedSpec,
+    values: Mapping[str, Any],
     best: TrialRecord,
     goals: Sequence[Goal],
     storage: Storage,
@@ -54,8 +54,8 @@ def best_text(
     """The spec of the best trial as a file that can be run from anywhere.
 
     Args:
-        loaded: The spec of the trial.
-        search: That of the search.
+        search: The spec of the search.
+        values: What the trial has in its place, by dotted key; see `best_values`.
         best: The trial.
         goals: What it is best in.
         storage: Where it was found, and where its run lies.
@@ -63,6 +63,6 @@ def best_text(
     scores = ", ".join(f"{goal.metric} {best.scores.get(goal.metric)}" for goal in goals)
     header = [
         f"Trial {best.number} of the search of {search.path.name}: {scores}.",
-        "batchtrain run best.yaml trains it, or finds that it is trained.",
+        "`batchtrain run best.yaml` trains it, or finds that it is trained.",
     ]
-    return spec_text(loaded, header=header, storage=storage.url())
+    return spec_text(search, values, header=header, storage=storage.url())

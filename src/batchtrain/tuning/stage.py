@@ -235,14 +235,14 @@ class _Tuning:
                 f"expected a trial with a score, found none among {len(records)}: {first}. The "
                 f"table is {self.storage.url(self.layout.table)}"
             )
-        loaded = with_values(self.loaded, best_values(best.number, self.state))
-        text = best_text(loaded, self.loaded, best, self.goals, self.storage)
+        values = best_values(best.number, self.state)
+        text = best_text(self.loaded, values, best, self.goals, self.storage)
         self.storage.write(self.layout.best_spec, text.encode())
         self._show(self.document(), records)
         run = None
         if self.spec.export:
             run = run_spec(
-                loaded,
+                with_values(self.loaded, values),
                 progress=self.progress,
                 allow_code=self.allow_code,
                 storage=self.storage,
