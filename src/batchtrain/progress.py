@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Progress", "TrainingStanding"]
+__all__ = ["Progress", "SearchStanding", "SeenTrial", "TrainingStanding"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,57 @@ class TrainingStanding:
     loss: float | None = None
 
 
+@dataclass(frozen=True)
+class SeenTrial:
+    """A trial as far as it came; plain values, so that it can be sent.
+
+    Attributes:
+        number: Of the trial; the first is 0.
+        state: `finished`, `stopped` by the scheduler, `paused` between two rungs, ...
+        epochs: Those that are over.
+        scores: Each goal's metric; None where there is none.
+        values: By dotted key of the spec.
+    """
+
+    number: int
+    state: str
+    epochs: int
+    scores: Mapping[str, float | None]
+    values: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class SearchStanding:
+    """How far a search is; plain values, so that it can be sent.
+
+    Attributes:
+        trials: How many there are at most; None where nobody knows.
+        counts: The trials by their state; those that nothing is known of yet are left out.
+        best: The best trial, and a few of those that come next.
+        running: What is at work, such as `pack of 32 trials, epoch 40 of 100`.
+        rows: The rows trained, over all trials.
+        total_rows: The rows of all trials at most, where nothing more is stopped early.
+        seconds: Since this call began to search.
+        trials_per_minute: Those that this call saw end; None before the first.
+        seconds_left: At most, at the pace of this call; None before anything can be told.
+    """
+
+    trials: int | None
+    counts: Mapping[str, int]
+    best: tuple[SeenTrial, ...] = ()
+    running: tuple[str, ...] = ()
+    rows: int = 0
+    total_rows: int | None = None
+    seconds: float = 0.0
+    trials_per_minute: float | None = None
+    seconds_left: float | None = None
+
+    @property
+    def over(self) -> int:
+        """The trials that nothing more happens to."""
+        return sum(self.counts.get(state, 0) for state in ("finished", "stopped", "failed"))
+
+
 class Progress:
     """Hears of everything worth seeing; this one says nothing.
 
@@ -48,6 +99,9 @@ class Progress:
 
     def training(self, standing: TrainingStanding) -> None:
         """A training is so far: when it begins or goes on, and about once a second from then."""
+
+    def searching(self, standing: SearchStanding) -> None:
+        """A search is so far: when it begins or goes on, and whenever something is new."""
 
     def epoch_finished(self, record: Mapping[str, Any], epochs: int) -> None:
         """One epoch is over; `record` is its line of the history."""

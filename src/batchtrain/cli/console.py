@@ -9,13 +9,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
 
 from batchtrain.cli.epoch_line import epoch_line, step_line
 from batchtrain.cli.outcome import plain
+from batchtrain.cli.search_view import SearchView, best_line, in_words, search_line
 from batchtrain.progress import Progress as Watcher
-from batchtrain.progress import TrainingStanding
+from batchtrain.progress import SearchStanding, TrainingStanding
 
 __all__ = ["ConsoleProgress", "Pace", "in_words"]
 
@@ -74,21 +76,6 @@ class Pace:
         return seconds / done if seconds > 0 and done > 0 else None
 
 
-def in_words(seconds: float) -> str:
-    """A span of time as people say it.
-
-    Example:
-        >>> in_words(0.4), in_words(89), in_words(300), in_words(4000), in_words(200_000)
-        ('0 s', '89 s', '5 min', '1 h 7 min', '56 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    return f"{minutes // 60} h {minutes % 60} min" if minutes < 600 else f"{minutes / 60:.0f} h"
-
-
 class ConsoleProgress(Watcher):
     """Prints a line a stage, a line for some epochs, and a word now and then in long work.
 
@@ -114,6 +101,7 @@ class ConsoleProgress(Watcher):
         self._every_epochs = every_epochs
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._live: Live | None = None
         self._lock = threading.RLock()
         self._begin()
 
@@ -124,6 +112,7 @@ class ConsoleProgress(Watcher):
         self._rows = Pace(self._clock)
         self._standing: TrainingStanding | None = None
         self._unsaid: str | None = None
+        self._best: tuple[int, Mapping[str, float | None]] | None = None
 
     def stage_started(self, name: str) -> None:
         """See `Progress.stage_started`."""
@@ -167,6 +156,20 @@ class ConsoleProgress(Watcher):
                 # An epoch is just over, and its own line comes next.
                 return
             self._show(step_line(standing), pace, standing.rows, standing.total_rows)
+
+    def searching(self, standing: SearchStanding) -> None:
+        """See `Progress.searching`."""
+        with self._lock:
+            if self._console.is_terminal:
+                self._draw(SearchView(standing, self._clock))
+                return
+            best = standing.best[0] if standing.best else None
+            if best is not None and (best.number, best.scores) != self._best:
+                self._best = (best.number, best.scores)
+                self._say(plain(f"{INDENT}{best_line(best)}"))
+            if self._is_quiet():
+                self._quiet = min(2 * self._quiet, LONGEST_QUIET_S)
+                self._say(plain(f"{INDENT}{search_line(standing)}"))
 
     def epoch_finished(self, record: Mapping[str, Any], epochs: int) -> None:
         """See `Progress.epoch_finished`."""
@@ -217,6 +220,18 @@ class ConsoleProgress(Watcher):
             if self._bar is not None:
                 self._bar.stop()
                 self._bar = self._task = None
+            if self._live is not None:
+                self._live.stop()
+                self._live = None
+
+    def _draw(self, view: SearchView) -> None:
+        """Put the table of a search where the bar of the stage was."""
+        if self._live is None:
+            self.close()
+            self._live = Live(view, console=self._console, transient=True, refresh_per_second=4)
+            self._live.start()
+        else:
+            self._live.update(view)
 
     def _pace(self, total_rows: int | None) -> list[str]:
         return [*self._rows.rate("rows"), *self._rows.left(total_rows)]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
-from importlib.resources import files
 from typing import Any
 
-from jinja2 import DictLoader, Environment, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from batchtrain.reporting import plots, wording
+from batchtrain.reporting import plots
 from batchtrain.reporting.confusion import class_scores, most_confused
 from batchtrain.reporting.content import ReportContent
 from batchtrain.reporting.heat_map import MAX_CLASSES, confusion_matrix, has_short_names
+from batchtrain.reporting.page import stylesheet, template
 
 __all__ = ["render_report"]
 
@@ -40,10 +38,9 @@ def render_report(content: ReportContent) -> str:
     page, and what is invisible in them is written as an escape. The page asks for nothing over
     the network, and its content security policy says so.
     """
-    environment = _environment()
-    return environment.get_template("report.html").render(
+    return template("report.html").render(
         content=content,
-        css=Markup(_resource("report.css")),  # noqa: S704  # our own file
+        css=stylesheet(),
         figures={name: svg and Markup(svg) for name, svg in _figures(content).items()},  # noqa: S704
         verdict_class=VERDICT_CLASSES[content.verdict],
         max_categories=MAX_CATEGORIES,
@@ -54,43 +51,6 @@ def render_report(content: ReportContent) -> str:
         **_metrics_view(content),
         **_confusion_view(content),
     )
-
-
-@lru_cache(maxsize=1)
-def _environment() -> Environment:
-    environment = Environment(
-        loader=DictLoader({"report.html": _resource("report.html")}),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_finalize,
-        keep_trailing_newline=True,
-    )
-    environment.filters.update(
-        count=wording.count,
-        duration=wording.duration,
-        lines=_lines,
-        measure=wording.measure,
-        number=wording.number,
-    )
-    return environment
-
-
-def _resource(name: str) -> str:
-    return files("batchtrain.reporting").joinpath(name).read_text(encoding="utf-8")
-
-
-def _finalize(value: Any) -> Any:
-    """Make every string that enters the page visible; what is missing must be put into words."""
-    if value is None:
-        raise TypeError("the template printed None; say why there is no value")
-    # Markup is a plot or a stylesheet of ours, or text that a filter has made visible.
-    return wording.visible(value) if type(value) is str else value
-
-
-def _lines(text: str) -> Markup:
-    """A text of several lines; only its line breaks stay as they are."""
-    visible = "\n".join(wording.visible(line) for line in text.replace("\r\n", "\n").split("\n"))
-    return escape(visible)
 
 
 def _figures(content: ReportContent) -> dict[str, str | None]:
