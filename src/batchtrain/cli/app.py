@@ -195,7 +195,6 @@ def tune(
 ) -> None:
     """Search for the best values; go on with a search that was cut, and run the best spec."""
     with command_outcome(as_json=as_json):
-        from batchtrain.cli.search_table import show_search
         from batchtrain.tuning.stage import tune_spec
 
         loaded = load_spec(spec, overrides or [])
@@ -205,7 +204,6 @@ def tune(
                 loaded, progress=progress, allow_code=allow_code or [], address=address
             )
         document = result.to_json()
-        show_search(result.document, console)
         for name, url in (
             ("table", document["table"]),
             ("page", document["page"]),

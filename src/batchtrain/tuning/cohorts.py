@@ -57,6 +57,11 @@ class Cohorts(Protocol):
         """After how many epochs a trial pauses; the last is the full number, where it ends."""
         ...
 
+    def together(self, number: int) -> range:
+        """The trials that a trial may have to wait for and that may have to wait for it, all of
+        which must therefore be there."""
+        ...
+
     def decide(self, number: int, epochs: int, known: Known) -> Decision | None:
         """What follows for a trial at one of its rungs; None while others' results are missing.
 
@@ -95,6 +100,10 @@ class NoCohorts:
     def rungs_of(self, number: int) -> tuple[int, ...]:
         """See `Cohorts`."""
         return (self._epochs,)
+
+    def together(self, number: int) -> range:
+        """See `Cohorts`: nobody else."""
+        return range(number, number + 1)
 
     def decide(self, number: int, epochs: int, known: Known) -> Decision | None:
         """See `Cohorts`: nothing follows the last epoch."""
@@ -215,6 +224,10 @@ class HyperBandCohorts(NoCohorts):
         """See `Cohorts`: those of the trial's bracket."""
         return self._band_of[number].bracket.rungs
 
+    def together(self, number: int) -> range:
+        """See `Cohorts`: those of the trial's bracket."""
+        return self._band_of[number].numbers
+
     def decide(self, number: int, epochs: int, known: Known) -> Decision | None:
         """See `Cohorts`."""
         band = self._band_of[number]
@@ -230,6 +243,7 @@ class _Band:
 
     def __init__(self, bracket: Bracket, numbers: range) -> None:
         self.bracket = bracket
+        self.numbers = numbers
         self._left: list[frozenset[int]] = [frozenset(numbers)]
 
     def left_after(self, place: int, known: Known, goal: Goal) -> frozenset[int] | None:

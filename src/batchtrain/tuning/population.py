@@ -152,6 +152,10 @@ class Generations(NoCohorts):
         """See `Cohorts`: the same for all members."""
         return self._rungs
 
+    def together(self, number: int) -> range:
+        """See `Cohorts`: the whole population."""
+        return range(self._trials)
+
     def decide(self, number: int, epochs: int, known: Known) -> Decision | None:
         """See `Cohorts`: all go on together, unless all of them failed."""
         if epochs == self._rungs[-1]:

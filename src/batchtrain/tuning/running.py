@@ -35,7 +35,8 @@ from batchtrain.spec.load import LoadedSpec, with_values
 from batchtrain.spec.run import ResourcesSpec
 from batchtrain.storage import Storage
 from batchtrain.training.launcher import Launcher
-from batchtrain.training.packed import PackedTraining, states_from_bytes, states_to_bytes
+from batchtrain.training.packed.states import MemberState, states_from_bytes, states_to_bytes
+from batchtrain.training.packed.training import PackedTraining
 from batchtrain.training.plan import make_plan, row_order
 from batchtrain.training.stage import run_layout, train
 from batchtrain.training.standing import RunStanding, run_standing
@@ -254,6 +255,7 @@ class UnitRunner:
             prepared,
             states=self._states(unit),
             threads=self.loaded.spec.resources.cpus_per_worker,
+            device=self.loaded.spec.resources.device,
             shards=self._shards if is_own else None,
         )
         first = unit.members[0].number
@@ -290,7 +292,7 @@ class UnitRunner:
             )
         return Outcome(tuple(outcomes), histories)
 
-    def _states(self, unit: Unit) -> list[Any]:
+    def _states(self, unit: Unit) -> list[MemberState | None]:
         """The state that each member goes on from; None for a start."""
         sources = {member.source for member in unit.members if member.source}
         found = {

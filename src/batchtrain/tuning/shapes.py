@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +9,15 @@ from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.errors import Problem, SpecError
 from batchtrain.spec.base import fingerprint_of
 from batchtrain.spec.load import LoadedSpec, with_values
+from batchtrain.spec.model import LinearModel, MlpModel, ResNetModel
 from batchtrain.spec.run import RunSpec
 from batchtrain.spec.search import Pbt, SearchSpec, scheduler_of
-from batchtrain.training.packed.rules import auto_pack_size, pack_key, why_not_packed
+from batchtrain.training.packed.rules import (
+    auto_pack_size,
+    num_parameters,
+    pack_key,
+    why_not_packed,
+)
 from batchtrain.training.plan import global_batch_rows, make_plan, row_order
 from batchtrain.tuning.search import Shape
 from batchtrain.tuning.trials import Goal
@@ -28,6 +33,8 @@ CHUNK = 4
 
 STEP_SECONDS = 4e-4
 """What a step of a small model takes here, whatever its size."""
+UNKNOWN_PARAMETERS = 100_000
+
 PACKED_SPEED = 5.0
 """About so many times as fast is a pack, where packing pays."""
 
@@ -94,7 +101,7 @@ class Shapes:
         if self._search.pack != "auto":
             return self._search.pack
         rows = global_batch_rows(spec.training, num_rows=self._prepared.num_rows("train"))
-        return auto_pack_size(self._parameters(spec), rows)
+        return auto_pack_size(parameters=self._parameters(spec), batch_rows=rows)
 
     def _key(self, spec: RunSpec) -> str:
         data = self._prepared.artifact.manifest.fingerprint
@@ -102,13 +109,17 @@ class Shapes:
             data = fingerprint_of([spec.data.model_dump(mode="json"), spec.seed])
         return pack_key(spec, data)
 
-    def _parameters(self, spec: RunSpec) -> float:
-        """About how many parameters a model has, as far as it can be told without building it."""
-        width = self._prepared.num_numeric + 8 * len(self._prepared.cardinalities)
-        outputs = max(1, self._prepared.num_classes)
-        hidden = getattr(spec.model, "hidden", None)
-        widths = [width, *(hidden or (getattr(spec.model, "width", 128),) * 4), outputs]
-        return float(sum(math.prod(pair) for pair in zip(widths, widths[1:], strict=False)))
+    def _parameters(self, spec: RunSpec) -> int:
+        """How many numbers a model learns; of one that is never packed a guess."""
+        if not isinstance(spec.model, LinearModel | MlpModel | ResNetModel):
+            return UNKNOWN_PARAMETERS
+        prepared = self._prepared
+        return num_parameters(
+            spec.model,
+            num_numeric=prepared.num_numeric,
+            cardinalities=prepared.cardinalities,
+            num_outputs=max(1, prepared.num_classes),
+        )
 
 
 def _no_population(file: str, why: str) -> SpecError:

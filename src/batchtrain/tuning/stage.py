@@ -257,8 +257,8 @@ class _Tuning:
         from batchtrain.reporting.search import render_search
 
         self.storage.write(self.layout.table, canonical_json(dict(document)))
-        self.storage.write(self.layout.page, render_search(document))
-        write_hparams(self.layout, self.goals, records)
+        self.storage.write(self.layout.page, render_search(document).encode())
+        write_hparams(self.storage, self.layout.tensorboard, self.goals, records)
 
 
 def search_of(loaded: LoadedSpec) -> SearchSpec:
