@@ -18,6 +18,7 @@ from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 from batchtrain.storage import Storage
 from batchtrain.training.event_files import event_bytes, first_event, scalar_event
 from batchtrain.training.hyper_parameters import flat
+from batchtrain.training.run_log import HyperParameter
 from batchtrain.tuning.trials import Goal, TrialRecord
 
 __all__ = ["hparams_file", "session_bytes", "write_hparams"]
@@ -74,7 +75,10 @@ def session_bytes(record: TrialRecord, goals: Sequence[Goal], *, name: str = "tr
 
 def _events(record: TrialRecord, goals: Sequence[Goal], name: str) -> Iterator[Event]:
     yield first_event(WALL_TIME)
-    values = {**dict(flat(dict(record.values))), STATE_KEY: record.state}
+    values: dict[str, HyperParameter] = {
+        name: found for key, value in record.values.items() for name, found in flat(value, key)
+    }
+    values[STATE_KEY] = record.state
     # Sessions of one name would be averaged, and they are listed in the order of the names.
     trial = f"{name}-{record.number:05d}"
     yield _event(hparams_pb(values, trial_id=trial, start_time_secs=WALL_TIME))
