@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.hparams import api_pb2
-from tensorboard.plugins.hparams.summary import session_end_pb
+from tensorboard.plugins.hparams import api_pb2, metadata
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
 from batchtrain.storage import Storage
 from batchtrain.training.event_files import event_bytes, first_event, scalar_event
 from batchtrain.training.hyper_parameters import flat
+from batchtrain.training.run_log import HyperParameter
 from batchtrain.tuning.trials import Goal, TrialRecord
 
 __all__ = ["hparams_file", "session_bytes", "write_hparams"]
@@ -74,18 +75,30 @@ def session_bytes(record: TrialRecord, goals: Sequence[Goal], *, name: str = "tr
 
 def _events(record: TrialRecord, goals: Sequence[Goal], name: str) -> Iterator[Event]:
     yield first_event(WALL_TIME)
-    values = {**dict(flat(dict(record.values))), STATE_KEY: record.state}
-    # Sessions of one group would be averaged; ours are listed in the order of their times.
-    begin = float(record.number + 1)
-    yield _event(hparams_pb(values, trial_id=f"{name}-{record.number}", start_time_secs=begin))
+    values: dict[str, HyperParameter] = {
+        name: found for key, value in record.values.items() for name, found in flat(value, key)
+    }
+    values[STATE_KEY] = record.state
+    # Sessions of one name would be averaged, and they are listed in the order of the names.
+    trial = f"{name}-{record.number:05d}"
+    yield _event(hparams_pb(values, trial_id=trial, start_time_secs=WALL_TIME))
     for step, tag, value in _scalars(record, goals):
         yield scalar_event(tag, value, step, WALL_TIME)
     status = api_pb2.STATUS_FAILURE if record.state == "failed" else api_pb2.STATUS_SUCCESS
-    yield _event(session_end_pb(status, end_time_secs=begin))
+    yield _event(_session_end(SessionEndInfo(status=status, end_time_secs=WALL_TIME)))
 
 
 def _event(summary: Summary) -> Event:
     return Event(step=0, wall_time=WALL_TIME, summary=summary)
+
+
+def _session_end(info: SessionEndInfo) -> Summary:
+    """As `tensorboard.plugins.hparams.summary.session_end_pb`, which needs TensorFlow."""
+    content = metadata.create_summary_metadata(HParamsPluginData(session_end_info=info))
+    value = Summary.Value(
+        tag=metadata.SESSION_END_INFO_TAG, metadata=content, tensor=metadata.NULL_TENSOR
+    )
+    return Summary(value=[value])
 
 
 def _scalars(record: TrialRecord, goals: Sequence[Goal]) -> Iterator[tuple[int, str, float]]:

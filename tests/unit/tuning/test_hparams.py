@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups
 
 from batchtrain.storage import FolderStorage
@@ -47,13 +48,13 @@ def tab(folder: Path) -> dict[str, dict[str, Any]]:
     runs = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
     provider = MultiplexerDataProvider(runs, str(folder))
     asked = RequestContext()
-    context = backend_context.Context(provider)
+    context = backend_context.Context(TBContext(data_provider=provider))
     experiment = context.experiment_from_metadata(
         asked,
         "",
         include_metrics=True,
         hparams_run_to_tag_to_content=context.hparams_metadata(asked, ""),
-        hparams_from_data_provider=[],
+        data_provider_hparams=[],
     )
     request = api_pb2.ListSessionGroupsRequest(
         start_index=0,
@@ -85,8 +86,8 @@ def test_the_tab_lists_each_trial_that_is_over_with_values_scores_and_state(tmp_
     storage = FolderStorage(tmp_path)
     assert write_hparams(storage, "search/tensorboard", GOALS, RECORDS) == 4
     found = tab(tmp_path / "search/tensorboard")
-    assert list(found) == ["trial-0", "trial-1", "trial-2", "trial-12345"]
-    assert found["trial-0"] == {
+    assert list(found) == ["trial-00000", "trial-00001", "trial-00002", "trial-12345"]
+    assert found["trial-00000"] == {
         "sessions": ["trial-00000"],
         "status": ["STATUS_SUCCESS"],
         "values": {
@@ -98,10 +99,10 @@ def test_the_tab_lists_each_trial_that_is_over_with_values_scores_and_state(tmp_
         # The score is that of the model, not that of the last rung.
         "scores": {"valid_loss": (16, 0.25), "parameters": (16, 90.0), "epochs": (16, 16.0)},
     }
-    assert found["trial-1"]["values"]["trial.state"] == "stopped"
-    assert found["trial-1"]["scores"]["valid_loss"] == (4, 2.0)
-    assert found["trial-2"]["status"] == ["STATUS_FAILURE"]
-    assert set(found["trial-2"]["scores"]) == {"epochs"}
+    assert found["trial-00001"]["values"]["trial.state"] == "stopped"
+    assert found["trial-00001"]["scores"]["valid_loss"] == (4, 2.0)
+    assert found["trial-00002"]["status"] == ["STATUS_FAILURE"]
+    assert set(found["trial-00002"]["scores"]) == {"epochs"}
     assert set(found["trial-12345"]["scores"]) == {"epochs"}
 
 
@@ -115,7 +116,7 @@ def test_writing_again_writes_nothing_and_a_trial_that_went_on_is_there_once(
     assert {name: (tmp_path / name).read_bytes() for name in all_files(tmp_path)} == before
     ended = TrialRecord(3, "finished", {"training.optimizer.lr": 0.1}, 2, 2, {"valid_loss": 0.5})
     assert write_hparams(storage, "tb", GOALS, [*RECORDS[:3], ended]) == 1
-    assert tab(tmp_path / "tb")["trial-3"]["scores"]["valid_loss"] == (2, 0.5)
+    assert tab(tmp_path / "tb")["trial-00003"]["scores"]["valid_loss"] == (2, 0.5)
     assert len(all_files(tmp_path)) == len(before) + 1
 
 
