@@ -38,7 +38,7 @@ from batchtrain.tuning.running import UnitRunner, held_rows
 from batchtrain.tuning.schedulers import cohorts_of
 from batchtrain.tuning.search import Search, SearchRules
 from batchtrain.tuning.shapes import Shapes
-from batchtrain.tuning.space import check_space
+from batchtrain.tuning.corners import check_space
 from batchtrain.tuning.standing import SearchWatch
 from batchtrain.tuning.table import run_summary, table_document
 from batchtrain.tuning.trials import Goal, TrialRecord, best_trial

@@ -16,6 +16,7 @@ from batchtrain.tuning.trials import Goal, best_trial, pareto_front
 __all__ = ["run_summary", "table_document"]
 
 FORMAT = 1
+VALID = ("valid_loss", "valid_accuracy", "valid_r2")
 
 
 def table_document(
@@ -70,9 +71,14 @@ def run_summary(run: RunResult | None) -> dict[str, Any] | None:
     best = next(
         each for each in run.trained.history() if each["epoch"] == run.trained.content["best_epoch"]
     )
-    return {
-        "run": run.run,
-        "epoch": best["epoch"],
-        "record": {name: value for name, value in best.items() if name.startswith("valid_")},
-        "metrics": run.report.metrics if run.report else {},
-    }
+    metrics = {f"its own {name}": value for name, value in best.items() if name in VALID}
+    for split, found in (run.report.metrics if run.report else {}).items():
+        metrics |= {f"{split} {name}": value for name, value in found.items() if split == "test"}
+    # From the page, which lies in the search's folder beside the runs of the same name.
+    folder = f"../{run.run.partition('/')[2]}"
+    links = {"spec": "best.yaml"}
+    if run.report_page is not None:
+        links["report"] = f"{folder}/report.html"
+    if run.bundle is not None:
+        links["bundle"] = f"{folder}/{run.bundle.artifact.key.partition('/')[2].partition('/')[2]}"
+    return {"links": links, "metrics": {k: v for k, v in metrics.items() if v is not None}}
