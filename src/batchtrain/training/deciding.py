@@ -5,20 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
-
-from torch import Tensor
+from typing import Any, Literal
 
 from batchtrain.errors import DivergedError
-from batchtrain.models.early_stop import EarlyStop
-from batchtrain.models.schedules import Schedule
 from batchtrain.points import passed
 from batchtrain.spec.training import NanPolicy, TrainingSpec
 from batchtrain.training.measuring import ALWAYS_MEASURED
 from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.state import KeptEpoch, TrainState
 
-__all__ = ["MOST_ROLL_BACKS", "Decided", "Watched", "decide", "roll_back", "why_ended"]
+__all__ = ["MOST_ROLL_BACKS", "Watched", "decide", "roll_back", "why_ended"]
 
 MOST_ROLL_BACKS = 5
 """With a rate that is halved each time, the last attempt has a 32nd of it."""
@@ -62,21 +58,9 @@ class Watched:
         return value < other if self.mode == "min" else value > other
 
 
-class Decided(Protocol):
-    """What an epoch's record decides about: a `TrainState`, or a trial of a pack."""
-
-    epoch: int
-    best: list[KeptEpoch]
-    ended_by: str
-    schedule: Schedule
-    early_stop: EarlyStop | None
-
-    def weights(self) -> Mapping[str, Tensor]:
-        """A copy of the weights that were measured."""
-        ...
-
-
-def decide(state: Decided, record: Mapping[str, Any], watched: Watched, *, keep_best: int) -> None:
+def decide(
+    state: TrainState, record: Mapping[str, Any], watched: Watched, *, keep_best: int
+) -> None:
     """What an epoch's record decides: the best weights, the next rate, whether to stop.
 
     Without a validation split the last weights count as the best: the training loss of an epoch is
@@ -100,7 +84,7 @@ def decide(state: Decided, record: Mapping[str, Any], watched: Watched, *, keep_
         state.ended_by = "early_stopping"
 
 
-def _rank(state: Decided, value: float, watched: Watched, keep_best: int) -> None:
+def _rank(state: TrainState, value: float, watched: Watched, keep_best: int) -> None:
     """Take the epoch among the best ones, if it is one; the earlier of equals is the better."""
     values = [kept.value for kept in state.best]
     place = next(

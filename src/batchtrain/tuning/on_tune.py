@@ -122,6 +122,7 @@ class OnTune:
                     storage_path=folder,
                     verbose=0,
                     failure_config=tune.FailureConfig(max_failures=LOST_ACTORS),
+                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 ),
             )
             tuner.fit()
@@ -191,6 +192,10 @@ class _UnitSearcher(Searcher):
         super().__init__(metric="done", mode="max")
         self._desk = desk
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Tune keeps a copy of what it was given, which nobody reads."""
+        return (Searcher, ())
+
     def suggest(self, trial_id: str) -> Any:
         """See `Searcher.suggest`."""
         if self._desk.is_closing:
@@ -247,6 +252,13 @@ class _UnitTrainable(tune.Trainable):
         except BatchtrainError as error:
             return {"done": True, "failed": json.dumps(Failure.of(error).to_json())}
         return {"done": True}
+
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: what is worth keeping is published by then."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: a unit that is begun anew finds what was published of it."""
 
 
 class _BoardTeller:

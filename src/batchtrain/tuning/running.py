@@ -34,6 +34,7 @@ from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec, with_values
 from batchtrain.spec.run import ResourcesSpec
 from batchtrain.storage import Storage
+from batchtrain.training.deciding import Watched
 from batchtrain.training.launcher import Launcher
 from batchtrain.training.packed.states import MemberState, states_from_bytes, states_to_bytes
 from batchtrain.training.packed.training import PackedTraining
@@ -192,6 +193,7 @@ class UnitRunner:
                 standing = run_standing(layout, Progress())
         except OF_THE_TRIAL as error:
             return MemberOutcome(member.number, "failed", error=_shortened(str(error))), ()
+        standing = _as_of(standing, unit, loaded)
         return self._outcome(member.number, loaded, prepared, standing), standing.history
 
     def _train(
@@ -333,6 +335,21 @@ def read_outcome(layout: SearchLayout, unit: Unit) -> Outcome | None:
             f"expected the outcome of {unit.title} in {layout.storage.url(key)}, found something "
             f"else ({error}). Delete the file; its trials are then trained again"
         ) from error
+
+
+def _as_of(standing: RunStanding, unit: Unit, loaded: LoadedSpec) -> RunStanding:
+    """A run at the end of a unit, where it has gone further: others may have trained it already."""
+    if unit.last_epoch >= unit.full_epochs or standing.epochs <= unit.last_epoch:
+        return standing
+    history = [each for each in standing.history if each["epoch"] <= unit.last_epoch]
+    watched = Watched.of(loaded.spec.training)
+    best: Mapping[str, Any] | None = None
+    for record in history[1:]:
+        value, lowest = record.get(watched.name), best.get(watched.name) if best else None
+        # As a training itself has it: without a validation split the last is the best.
+        if value is None or watched.is_better(value, lowest):
+            best = record
+    return RunStanding(history, unit.last_epoch, int(best["epoch"]) if best else 0)
 
 
 class _TrialProgress(Progress):

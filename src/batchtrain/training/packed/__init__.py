@@ -1,1 +1,0 @@
-"""Many trials of one shape, trained together in one program; each as if it were alone."""
