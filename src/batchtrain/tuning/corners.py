@@ -42,7 +42,7 @@ def check_space(loaded: LoadedSpec) -> None:
         hint = "Add `search: {space: {training.optimizer.lr: {log_uniform: [1e-4, 1e-1]}}}`"
         message = "expected a section that says what to try, found none"
         raise SpecError([Problem(loaded.where("search"), "search", message, hint)])
-    check_proposer(search, loaded.where("search.algorithm"))
+    check_proposer(search, where=loaded.where)
     # Left out, it is what the spec itself follows, not what one trial does.
     metric = search.metric or searched_metrics(search, loaded.spec.training)[0]
     search = search.model_copy(update={"metric": metric})

@@ -6,11 +6,11 @@ import hashlib
 import importlib.util
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from batchtrain.errors import Problem, SpecError
 from batchtrain.spec.search import DEFAULT_TRIALS, Distribution, SearchSpec, same_value
@@ -30,6 +30,13 @@ STARTUP_TRIALS = 10
 
 MOST_POINTS = 1_000_000
 """Of a grid; more is a mistake in `space` or `points`."""
+
+
+Where: TypeAlias = Callable[[str], str]
+
+
+def _nowhere(_key: str) -> str:
+    return ""
 
 
 class Proposer(Protocol):
@@ -53,32 +60,35 @@ class Proposer(Protocol):
         ...
 
 
-def make_proposer(spec: SearchSpec, seed: int, goals: Sequence[Goal]) -> Proposer:
+def make_proposer(
+    spec: SearchSpec, seed: int, goals: Sequence[Goal], *, where: Where = _nowhere
+) -> Proposer:
     """What the `algorithm` of a search says.
 
     Args:
         spec: The section.
         seed: Of the search.
         goals: What trials are compared by.
+        where: Dotted key to its place, for messages.
 
     Raises:
         SpecError: If the algorithm needs a package that is not installed, or the grid is larger
             than any search.
     """
     if spec.algorithm == "grid":
-        return _GridProposer.of(spec)
+        return _GridProposer.of(spec, where)
     if spec.algorithm == "tpe":
-        check_proposer(spec)
+        check_proposer(spec, where=where)
         return _TpeProposer(spec.space, seed, tuple(goals), spec.trials or DEFAULT_TRIALS)
     return _RandomProposer(spec.space, seed, spec.trials or DEFAULT_TRIALS)
 
 
-def check_proposer(spec: SearchSpec, where: str = "") -> None:
+def check_proposer(spec: SearchSpec, *, where: Where = _nowhere) -> None:
     """Find out before any work whether Optuna can be used where the search asks for it.
 
     Args:
         spec: The section.
-        where: The place of `search.algorithm`, for the message.
+        where: Dotted key to its place, for the message.
 
     Raises:
         SpecError: If it is not installed.
@@ -86,7 +96,7 @@ def check_proposer(spec: SearchSpec, where: str = "") -> None:
     if spec.algorithm == "tpe" and importlib.util.find_spec("optuna") is None:
         message = "expected the package optuna for tpe, which is not installed here"
         hint = "Install it with: pip install 'batchtrain[search]', or use random"
-        raise SpecError([Problem(where, "search.algorithm", message, hint)])
+        raise SpecError([Problem(where("search.algorithm"), "search.algorithm", message, hint)])
 
 
 @dataclass
@@ -107,13 +117,13 @@ class _GridProposer:
     wave: int | None = None
 
     @classmethod
-    def of(cls, spec: SearchSpec) -> _GridProposer:
+    def of(cls, spec: SearchSpec, where: Where) -> _GridProposer:
         most = spec.trials or MOST_POINTS + 1
         points = list(islice(grid(spec.space, spec.points), most))
         if len(points) > MOST_POINTS:
             message = f"a grid over it has more than {MOST_POINTS} points"
             hint = "Set fewer `search.points`, or `search.trials`, or use random"
-            raise SpecError([Problem("", "search.space", message, hint)])
+            raise SpecError([Problem(where("search.space"), "search.space", message, hint)])
         return cls(points, len(points))
 
     def propose(self, numbers: range, known: Sequence[TrialRecord]) -> list[Values]:
@@ -152,7 +162,8 @@ class _TpeProposer:
             return [draw(self.space, self.seed, number) for number in range(first, last)]
         with _quiet():
             study = self._study(first)
-            study.add_trials([self._told(each, self._worst(over)) for each in over])
+            worst = self._worst(over)
+            study.add_trials([self._told(each, worst) for each in over])
             return [self._asked(study.ask()) for _ in range(first, last)]
 
     def _study(self, first: int) -> optuna.Study:

@@ -110,11 +110,12 @@ def test_the_best_spec_reads_as_it_was_written() -> None:
         "model.hidden": [64, 32],
     }
 
-    text = spec_text(loaded, values, header=["Trial 17 of 64: valid_loss 0.25.", "Kept."])
+    text = spec_text(loaded, values, header=["Trial 17 of 64: valid_loss 0.25.", "a\nb\x07"])
 
     assert text == (
         "# Trial 17 of 64: valid_loss 0.25.\n"
-        "# Kept.\n"
+        "# a\n"
+        "# b\n"
         "version: 1\n"
         "name: tiny\n"
         "training:\n"
