@@ -42,7 +42,7 @@ BAD_SPECS: list[tuple[dict[str, object], list[str]]] = [
     ({"engine": "rya"}, ["engine", "Did you mean"]),
     ({"determinism": "canonicle"}, ["determinism", "canonical"]),
     ({"retries": {"lost_worker": -3}}, ["retries.lost_worker", "from 0"]),
-    ({"search": {"trials": 3}}, ["search", "not built yet"]),
+    ({"search": {"trials": 3}}, ["search.space", "missing"]),
     ({"storage": "s3://user:secret@bucket/runs"}, ["storage"]),
     ({"data": None}, ["data"]),
     ({"data": {"source": "rows.csv"}}, ["data.target"]),

@@ -69,8 +69,14 @@ def spec_text(
         document["data"]["source"] = source
     if storage is not None:
         document["storage"] = storage
-    comments = "".join(f"# {line}".rstrip() + "\n" for line in header)
+    lines = [part for line in header for part in line.splitlines() or [""]]
+    comments = "".join(f"# {_printable(line)}".rstrip() + "\n" for line in lines)
     return comments + document_yaml(document)
+
+
+def _printable(line: str) -> str:
+    """Without the characters that the spec reader refuses even in a comment."""
+    return "".join(each if each.isprintable() else " " for each in line)
 
 
 def _change(document: Any, names: Sequence[str], change: Callable[[str], str]) -> None:

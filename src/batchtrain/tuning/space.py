@@ -171,21 +171,18 @@ def _sample(distribution: Distribution, words: np.random.Philox) -> Any:
     if distribution.kind == "int":
         low, high = (int(bound) for bound in distribution.bounds)
         return low + _below(high - low + 1, words)
-    return _placed(distribution, _share(words))
+    # Widened by a half on both sides, so that the first and the last whole number have their full
+    # share (as Optuna's `IntDistribution` is sampled).
+    return _placed(distribution, _share(words), wider=0.5 if distribution.is_whole else 0.0)
 
 
-def _placed(distribution: Distribution, share: float) -> float | int:
-    """The value at a share of the way from the lower bound to the higher one.
-
-    A logarithmic range of whole numbers is widened by a half on both sides, so that the first and
-    the last one have their full share (as in Optuna's `IntDistribution`).
-    """
+def _placed(distribution: Distribution, share: float, wider: float = 0.0) -> float | int:
+    """The value at a share of the way from the lower bound to the higher one."""
     low, high = distribution.bounds
     if distribution.kind == "int":
         return int(low) + round(share * (int(high) - int(low)))
     if distribution.kind == "uniform":
         return rounded(low + share * (high - low), distribution)
-    wider = 0.5 if distribution.is_whole else 0.0
     start, end = math.log(low - wider), math.log(high + wider)
     value = math.exp(start + share * (end - start))
     if distribution.is_whole:

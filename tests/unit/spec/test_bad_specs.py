@@ -227,7 +227,6 @@ def test_j03_a_name_that_is_no_name_is_refused(name: str) -> None:
 
 
 PLANNED: list[tuple[str, str, int]] = [
-    ("search:\n  trials: 64", "search", 6),
     ("resources:\n  gpus_per_worker: 2", "resources.gpus_per_worker", 7),
     ("export: {formats: [safetensors, onnx]}", "export.formats.1", 6),
     ("tracking: {wandb: true}", "tracking.wandb", 6),
