@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from batchtrain.artifacts.prepared import SplitRows
+from batchtrain.models.dropout import dropout_layers
 from batchtrain.models.early_stop import EarlyStop
 from batchtrain.models.losses import Loss, make_loss
 from batchtrain.models.optimizers import build_optimizer
 from batchtrain.models.schedules import build_schedule
 from batchtrain.row_order import RowOrder
 from batchtrain.spec.training import TrainingSpec
+from batchtrain.training.changing import ValueChanges
 from batchtrain.training.deciding import Watched
 from batchtrain.training.ema import WeightAverage
 from batchtrain.training.loop import StepLosses, train_until_done
@@ -166,6 +168,7 @@ class LoopRun:
             warmup=spec.warmup,
             steps_per_epoch=self.plan.steps_per_epoch,
             max_steps=spec.max_steps,
+            changes=spec.changes,
         )
         stopping = spec.early_stopping
         return TrainState(
@@ -176,6 +179,9 @@ class LoopRun:
             if stopping
             else None,
             average=WeightAverage(spec.ema, model) if spec.ema else None,
+            changes=ValueChanges(spec, optimizer, dropout_layers(model) * spec.changes_dropout)
+            if spec.changes
+            else None,
         )
 
     def worker(self, state: TrainState) -> SpoiltWorker:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn, optim
@@ -12,7 +12,7 @@ from batchtrain.models.lean import LEAN
 from batchtrain.spec import optimizers as specs
 from batchtrain.spec.optimizers import Decaying, OptimizerSpec
 
-__all__ = ["build_optimizer"]
+__all__ = ["build_optimizer", "decays"]
 
 KINDS: dict[type[OptimizerSpec], Callable[..., optim.Optimizer]] = {
     specs.Sgd: optim.SGD,
@@ -43,7 +43,8 @@ def build_optimizer(
     """
     taken = list(params)
     options = {**spec.model_dump(exclude={"kind", "weight_decay_on"}), "params": taken}
-    if isinstance(spec, Decaying) and spec.weight_decay_on == "matrices" and spec.weight_decay > 0:
+    # Apart even where nothing decays: a change may let it decay later.
+    if isinstance(spec, Decaying) and spec.weight_decay_on == "matrices":
         options["params"] = _matrices_apart(taken)
     if isinstance(spec, specs.Sgd | specs.Adam | specs.AdamW):
         # One kernel takes one type on one device; torch sorts a mixture, which is rare, by itself.
@@ -56,6 +57,13 @@ def build_optimizer(
         return KINDS[type(spec)](**options)
     options["fused" if isinstance(spec, specs.Adagrad) else "foreach"] = True
     return LEAN[KINDS[type(spec)]](**options)
+
+
+def decays(spec: OptimizerSpec, params: Sequence[nn.Parameter]) -> bool:
+    """Whether a group of the optimizer is one that weight decay applies to."""
+    return isinstance(spec, Decaying) and (
+        spec.weight_decay_on == "all" or all(each.ndim >= 2 for each in params)
+    )
 
 
 def _fused(

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from batchtrain.errors import Problem, SpecError, TrainingError
 from batchtrain.models.rates import rate_at, warmup_share, warmup_steps
+from batchtrain.spec.changes import Change, value_at
 from batchtrain.spec.schedules import (
     ConstantSchedule,
     OneCycleSchedule,
@@ -29,6 +30,7 @@ def build_schedule(
     warmup: Warmup | None = None,
     steps_per_epoch: int | None = None,
     max_steps: int | None = None,
+    changes: Sequence[Change] = (),
 ) -> Schedule:
     """Build the schedule, and set the rate of the first step.
 
@@ -41,6 +43,7 @@ def build_schedule(
         steps_per_epoch: The global steps of an epoch; a warm-up, `one_cycle` and `max_steps`
             need it.
         max_steps: The global steps at most, where that is less than all epochs have.
+        changes: Other rates to start from, from certain epochs on.
 
     Raises:
         SpecError: If `min_lr` is above the rate that the schedule is to lower.
@@ -61,7 +64,7 @@ def build_schedule(
         course = Plateau(spec, base_lrs)
     else:
         course = Curve(spec, base_lrs, int(steps) if is_by_step else epochs)
-    return Schedule(optimizer, course, warmup, steps_per_epoch)
+    return Schedule(optimizer, course, warmup, steps_per_epoch, changes)
 
 
 def _check_lowest(spec: ScheduleSpec, highest: float) -> None:
@@ -84,8 +87,13 @@ class Course(Protocol):
         """Whether the rate changes from step to step, not from epoch to epoch."""
         ...
 
-    def rates(self, number: int) -> Sequence[float]:
-        """The rate of each group in an epoch, or where it is `by_step` in a step."""
+    def rates(self, number: int, base_lr: float | None = None) -> Sequence[float]:
+        """The rate of each group in an epoch, or where it is `by_step` in a step.
+
+        Args:
+            number: Of the epoch or step.
+            base_lr: In place of the rates that the run began with; None for those.
+        """
         ...
 
     def finish(self, epoch: int, valid_loss: float | None) -> None:
@@ -113,13 +121,19 @@ class Schedule:
     """
 
     def __init__(
-        self, optimizer: Optimizer, course: Course, warmup: Warmup | None, steps_per_epoch: int
+        self,
+        optimizer: Optimizer,
+        course: Course,
+        warmup: Warmup | None,
+        steps_per_epoch: int,
+        changes: Sequence[Change] = (),
     ) -> None:
         self.per_step = course.by_step or warmup is not None
         self.share = 1.0
         self._optimizer = optimizer
         self._course = course
         self._steps_per_epoch = steps_per_epoch
+        self._changes = changes
         self._warmup_start = warmup.start if warmup else 0.0
         self._warmup_steps = warmup_steps(warmup, steps_per_epoch) if warmup else 0
         self._at = 0
@@ -145,6 +159,10 @@ class Schedule:
             self._at = epoch_finished + 1
             self._set()
 
+    def begin_epoch(self) -> None:
+        """Set the rates that it is at anew: a loaded state may hold another run's."""
+        self._set()
+
     def scale_to(self, share: float) -> None:
         """Multiply all rates by a share from now on, in place of the share until now."""
         self.share = share
@@ -162,11 +180,12 @@ class Schedule:
 
     def _set(self) -> None:
         """Set the rates of the epoch or step that it is at."""
-        number, share = self._at, self.share
+        epoch, share = self._at, self.share
         if self.per_step:
             share *= warmup_share(self._warmup_start, self._warmup_steps, self._at)
-            number = self._at if self._course.by_step else self._at // self._steps_per_epoch
-        rates = self._course.rates(number)
+            epoch = self._at // self._steps_per_epoch
+        number = self._at if self._course.by_step else epoch
+        rates = self._course.rates(number, value_at(self._changes, "lr", epoch))
         for group, rate in zip(self._optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * share
 
@@ -180,9 +199,12 @@ class Curve:
         self._base_lrs = list(base_lrs)
         self._total = total
 
-    def rates(self, number: int) -> list[float]:
+    def rates(self, number: int, base_lr: float | None = None) -> list[float]:
         """The rate of each group."""
-        return [rate_at(self._spec, base_lr, number, self._total) for base_lr in self._base_lrs]
+        return [
+            rate_at(self._spec, first if base_lr is None else base_lr, number, self._total)
+            for first in self._base_lrs
+        ]
 
     def finish(self, epoch: int, valid_loss: float | None) -> None:
         """The loss plays no part."""
@@ -211,14 +233,21 @@ class Plateau:
 
     def __init__(self, spec: PlateauSchedule, base_lrs: Sequence[float]) -> None:
         self._spec = spec
+        self._base_lrs = list(base_lrs)
         self._lrs = list(base_lrs)
         self._best: float | None = None
         self._bad_epochs = 0
         self._cooldown_epochs = 0
 
-    def rates(self, number: int) -> list[float]:
-        """The rate of each group; the number plays no part."""
-        return self._lrs
+    def rates(self, number: int, base_lr: float | None = None) -> list[float]:
+        """The rate of each group; the number plays no part.
+
+        Another rate to start from has fallen by the same share, though not below the lowest.
+        """
+        if base_lr is None:
+            return self._lrs
+        pairs = zip(self._lrs, self._base_lrs, strict=True)
+        return [max(base_lr * (lr / first), self._spec.min_lr) for lr, first in pairs]
 
     def finish(self, epoch: int, valid_loss: float | None) -> None:
         """Lower the rates once the loss has not fallen for long enough; NaN is no fall."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -68,10 +68,13 @@ def load_optimizer(
     model: nn.Module,
     tensors: Mapping[str, Tensor],
     document: Mapping[str, Any],
+    *,
+    changing: Collection[str] = (),
 ) -> None:
     """Put the state back, so that the next step is the one the saved optimizer would have taken.
 
-    The tensors are copied; the learning rates are taken from the document. The optimizer must
+    The tensors are copied; the learning rates, and what else may have changed, are taken from the
+    document. The optimizer must
     have been built from the same spec, over the same model.
 
     Args:
@@ -79,14 +82,16 @@ def load_optimizer(
         model: The model whose parameters it holds.
         tensors: What `optimizer_tensors` gave.
         document: What `optimizer_json` gave.
+        changing: Options besides the rate that may have changed since the optimizer was built.
 
     Raises:
         ArtifactError: If kind, options, names, shapes or types differ.
     """
-    _check_same(optimizer_json(optimizer, model), document)
+    taken = {*CHANGING_OPTIONS, *changing}
+    _check_same(optimizer_json(optimizer, model), document, taken)
     if sorted(tensors) != document["tensors"]:
         raise _differs(f"tensors {document['tensors']}", f"{sorted(tensors)}")
-    index_of, groups = _indexed_groups(optimizer, model, document)
+    index_of, groups = _indexed_groups(optimizer, model, document, taken)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -120,7 +125,7 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _check_same(present: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+def _check_same(present: Mapping[str, Any], saved: Mapping[str, Any], changing: set[str]) -> None:
     if present["kind"] != saved["kind"] or len(present["groups"]) != len(saved["groups"]):
         raise _differs(
             f"{saved['kind']} with {len(saved['groups'])} group(s)",
@@ -130,24 +135,24 @@ def _check_same(present: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
         if mine["params"] != theirs["params"]:
             raise _differs(f"parameters {theirs['params']}", f"{mine['params']}")
         # Another version of torch may know other options; those that both know must agree.
-        for key in sorted(set(mine["options"]) & set(theirs["options"]) - set(CHANGING_OPTIONS)):
+        for key in sorted(set(mine["options"]) & set(theirs["options"]) - changing):
             if mine["options"][key] != theirs["options"][key]:
                 raise _differs(f"{key} {theirs['options'][key]!r}", f"{mine['options'][key]!r}")
 
 
 def _indexed_groups(
-    optimizer: Optimizer, model: nn.Module, document: Mapping[str, Any]
+    optimizer: Optimizer, model: nn.Module, document: Mapping[str, Any], taken: Collection[str]
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
-    """Give torch's own form: parameters by running number, groups with the saved rates."""
+    """Give torch's own form: parameters by running number, groups with the saved options."""
     names = _names(optimizer, model)
     index_of: dict[str, int] = {}
     groups = []
     for group, saved in zip(optimizer.param_groups, document["groups"], strict=True):
         for parameter in group["params"]:
             index_of[names[parameter]] = len(index_of)
-        rates = {key: saved["options"][key] for key in CHANGING_OPTIONS if key in saved["options"]}
+        options = {key: saved["options"][key] for key in taken if key in saved["options"]}
         indices = [index_of[names[parameter]] for parameter in group["params"]]
-        groups.append({**group, **rates, "params": indices})
+        groups.append({**group, **options, "params": indices})
     return index_of, groups
 
 

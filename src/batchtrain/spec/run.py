@@ -142,12 +142,24 @@ class RunSpec(SpecModel):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> RunSpec:
-        problems = [*self._split_problems(), *self._task_problems(), *self._resource_problems()]
+        problems = [
+            *self._split_problems(),
+            *self._task_problems(),
+            *self._resource_problems(),
+            *self._change_problems(),
+        ]
         if self.search is not None:
             problems += search_mismatches(self.search, self.training, self.data)
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    def _change_problems(self) -> list[str]:
+        """What changes while a model trains that it has not."""
+        has_no_place = self.model.kind == "linear" or getattr(self.model, "hidden", None) == ()
+        if not (self.training.changes_dropout and has_no_place):
+            return []
+        return ["`training.changes` sets a dropout, but the model has no hidden layer; remove it"]
 
     def _split_problems(self) -> list[str]:
         """What needs a split that has no rows."""

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from batchtrain.spec.base import SpecModel
+from batchtrain.spec.changes import Change, change_mismatches
 from batchtrain.spec.optimizers import AdamW, OptimizerSpec
 from batchtrain.spec.schedules import ScheduleSpec, Warmup, rate_mismatches
 
@@ -122,6 +123,8 @@ class TrainingSpec(SpecModel):
     is left out, and counted. `roll_back`: the run goes on from the end of the epoch before, with
     half the learning rate, at most 5 times."""
     early_stopping: EarlyStopping | None = None
+    changes: tuple[Change, ...] = Field(default=(), max_length=100_000)
+    """Other values from certain epochs on, such as population-based training finds them."""
     warm_start: WarmStart | None = None
     checkpoint: CheckpointSpec = CheckpointSpec()
 
@@ -132,10 +135,18 @@ class TrainingSpec(SpecModel):
         return self
 
     @model_validator(mode="after")
-    def _rate_can_be_set(self) -> TrainingSpec:
+    def _values_can_be_set(self) -> TrainingSpec:
         problems = rate_mismatches(
             self.optimizer, self.schedule, self.warmup, rolls_back=self.on_nan == "roll_back"
+        )
+        problems += change_mismatches(
+            self.changes, self.optimizer, self.schedule, compiles=self.compile is True
         )
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+    @property
+    def changes_dropout(self) -> bool:
+        """Whether a change sets the share of dropout."""
+        return any(change.dropout is not None for change in self.changes)

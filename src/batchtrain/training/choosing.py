@@ -71,6 +71,8 @@ def choose_passes(
     check_can_compile(chosen)
     # What a user's network asks of Python nobody knows, and a GPU was not measured yet.
     is_candidate = spec.model.kind != "custom" and choices.device == "cpu"
+    # Compiled kernels hold the share of dropout as a constant.
+    is_candidate = is_candidate and not asked.changes_dropout
     if asked.compile != "auto" or not is_candidate or not _may_be_worth(plan):
         return chosen, ""
     # The weights are not what is asked for.

@@ -51,6 +51,8 @@ def hyper_parameters(
     )
     # When the state is saved changes nothing.
     document["training"].pop("checkpoint")
+    if not spec.training.changes:
+        del document["training"]["changes"]
     document["data"] = {name: document["data"][name] for name in DATA_KEYS}
     sections = {
         name: document[name] for name in ("seed", "determinism", "model", "data", "training")

@@ -93,6 +93,7 @@ def train_until_done(
     if not state.history:
         epochs.record()
     while state.epoch < plan.epochs and not state.ended_by:
+        state.begin_epoch()
         losses = StepLosses(state, watcher, worker)
         end = plan.end_of(state.epoch)
         model.train()

@@ -27,6 +27,7 @@ from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.run import RunSpec
 from batchtrain.spec.task import class_weights_in_force, target_scale_in_force
+from batchtrain.training.changing import ValueChanges
 from batchtrain.training.checkpoints import restore
 from batchtrain.training.deciding import Watched
 from batchtrain.training.ema import WeightAverage
@@ -282,6 +283,7 @@ def _new_state(task: TrainTask, device: torch.device, note: Callable[[str], None
             warmup=spec.training.warmup,
             steps_per_epoch=task.plan.steps_per_epoch,
             max_steps=spec.training.max_steps,
+            changes=spec.training.changes,
         ),
         early_stop=EarlyStop(
             stopping.patience, stopping.min_delta, mode=Watched.of(spec.training).mode
@@ -290,6 +292,7 @@ def _new_state(task: TrainTask, device: torch.device, note: Callable[[str], None
         else None,
         scaler=LossScaler() if spec.training.precision == "float16" else None,
         average=WeightAverage(spec.training.ema, model) if spec.training.ema else None,
+        changes=ValueChanges.of(spec, model, optimizer),
         warm_start=warm_start,
     )
 

@@ -168,6 +168,9 @@ def _inputs(loaded: LoadedSpec, prepared: PreparedData) -> dict[str, Any]:
         "determinism": spec.determinism,
         "seed": spec.seed,
     }
+    if not spec.training.changes:
+        # Runs that knew no changes keep their name.
+        del inputs["training"]["changes"]
     if spec.training.checkpoint.keep_best != 1:
         inputs["keep_best"] = spec.training.checkpoint.keep_best
     if spec.training.warm_start is not None:

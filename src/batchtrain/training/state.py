@@ -18,6 +18,7 @@ from batchtrain.errors import ArtifactError, DivergedError
 from batchtrain.models.early_stop import EarlyStop
 from batchtrain.models.schedules import Schedule
 from batchtrain.models.state import load_optimizer, optimizer_json, optimizer_tensors
+from batchtrain.training.changing import ValueChanges
 from batchtrain.training.ema import WeightAverage
 from batchtrain.training.precision import LossScaler
 
@@ -127,6 +128,7 @@ class TrainState:
         early_stop: None where the spec asks for none.
         scaler: Scales the loss of float16; None for every other precision.
         average: The moving average of the weights; None where the spec asks for none.
+        changes: Sets other values from certain epochs on; None where the spec asks for none.
         epoch: Epochs that are over; one that `ended_by` cut short is among them.
         step: Global steps taken, those that were left out too.
         loss_sum: Sum over the rows of the epoch so far of their batch's mean loss, times what they
@@ -155,6 +157,7 @@ class TrainState:
     early_stop: EarlyStop | None
     scaler: LossScaler | None = None
     average: WeightAverage | None = None
+    changes: ValueChanges | None = None
     epoch: int = 0
     step: int = 0
     loss_sum: float = 0.0
@@ -189,6 +192,12 @@ class TrainState:
     def learning_rate(self) -> float:
         """The rate that the optimizer has now; in the record of an epoch that of its last step."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def begin_epoch(self) -> None:
+        """Put the values of the epoch into force, where the spec changes any."""
+        if self.changes is not None:
+            self.changes.take_force(self.epoch)
+            self.schedule.begin_epoch()
 
     def averaged(self) -> AbstractContextManager[None]:
         """Put the averages, where there are any, in the place of the weights for a while."""
@@ -302,7 +311,13 @@ class TrainState:
             self.model.load_state_dict(_below(tensors, MODEL))
         except RuntimeError as error:
             raise _of_another(where, error) from error
-        load_optimizer(self.optimizer, self.model, _below(tensors, OPTIMIZER), saved["optimizer"])
+        load_optimizer(
+            self.optimizer,
+            self.model,
+            _below(tensors, OPTIMIZER),
+            saved["optimizer"],
+            changing=self.changes.options if self.changes is not None else (),
+        )
         self.schedule.load_state(saved["schedule"])
         if self.early_stop is not None:
             self.early_stop.load_state(saved["early_stop"])

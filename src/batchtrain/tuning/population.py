@@ -11,9 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from batchtrain.row_order import counter_generator
+from batchtrain.spec.changes import CHANGEABLE
 from batchtrain.spec.search import Distribution, Pbt
 from batchtrain.tuning.cohorts import Decision, Known, NoCohorts, cost_at
 from batchtrain.tuning.rungs import rungs
@@ -24,6 +26,7 @@ __all__ = [
     "Descent",
     "Generations",
     "Member",
+    "changes_along",
     "drawn",
     "next_generation",
     "perturbed",
@@ -145,6 +148,7 @@ class Generations(NoCohorts):
         self._goal = goal
         self._space = space
         self._seed = seed
+        self._first: dict[int, Mapping[str, Any]] = {}
         self._after: list[dict[int, Descent]] = []
         self._is_lost = False
 
@@ -186,6 +190,23 @@ class Generations(NoCohorts):
             self._after.append({each.number: each for each in found})
         return self._after[place][number] if place < len(self._after) else None
 
+    def lineage(self, number: int, epochs: int) -> list[tuple[int, Mapping[str, Any]]]:
+        """How the state that a member has after a rung came about, its ancestors' part included.
+
+        Args:
+            number: Of the member.
+            epochs: The rung that it trained up to; what is decided there is not in it.
+
+        Returns:
+            After how many epochs which values came into force; the first is after 0.
+        """
+        path: list[tuple[int, Mapping[str, Any]]] = []
+        for place in reversed(range(self._rungs.index(epochs))):
+            descent = self._after[place][number]
+            path.append((self._rungs[place], descent.values))
+            number = descent.parent
+        return [(0, self._first[number]), *reversed(path)]
+
     def _members(self, generation: int, known: Known) -> list[Member] | None:
         """The population at the end of a generation; None while one of them is missing."""
         before = self._after[generation - 1] if generation else None
@@ -196,7 +217,36 @@ class Generations(NoCohorts):
                 return None
             values = known[number].values if before is None else before[number].values
             members.append(Member(number, values, cost))
+        if not generation:
+            self._first = {member.number: member.values for member in members}
         return members
+
+
+def changes_along(path: Sequence[tuple[int, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """`training.changes` of the ordinary run that trains as a lineage did.
+
+    The run's spec has the first values, and these changes.
+
+    Args:
+        path: What `Generations.lineage` gave.
+
+    Raises:
+        ValueError: If a key differs that cannot change while a model trains.
+
+    Example:
+        >>> lr = "training.optimizer.lr"
+        >>> changes_along([(0, {lr: 0.1}), (5, {lr: 0.1}), (10, {lr: 0.2})])
+        [{'epoch': 10, 'lr': 0.2}]
+    """
+    found: list[dict[str, Any]] = []
+    for (_, before), (epoch, values) in pairwise(path):
+        moved = {key for key in {*before, *values} if before.get(key) != values.get(key)}
+        if not moved <= CHANGEABLE.keys():
+            raise ValueError(f"expected only {', '.join(CHANGEABLE)} to differ, found {moved}")
+        if moved:
+            change: dict[str, Any] = {"epoch": epoch}
+            found.append(change | {CHANGEABLE[key]: values[key] for key in sorted(moved)})
+    return found
 
 
 def drawn(distribution: Distribution, share: float) -> Any:

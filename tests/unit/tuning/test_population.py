@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from batchtrain.spec.search import Distribution, Pbt, SearchSpec
 from batchtrain.tuning.population import (
+    Generations,
     Member,
+    changes_along,
     drawn,
     next_generation,
     perturbed,
@@ -199,6 +201,18 @@ def test_a_generation_waits_for_all_and_revives_who_failed() -> None:
     assert second.parent == 3
     assert any(second.values[LR] == heirs[3].values[LR] * each for each in (1.2, 0.8))
     assert cohorts.decide(0, 6, known) == "stop"
+    # Member 0 goes on as a copy of 3, which was a copy of 0.
+    assert isinstance(cohorts, Generations)
+    path = cohorts.lineage(0, 6)
+    assert path == [(0, values[0]), (2, heirs[3].values), (4, second.values)]
+    assert cohorts.lineage(2, 6) == [(0, values[2])] + [(each, values[2]) for each in (2, 4)]
+    assert changes_along(path) == [
+        {"epoch": 2, "lr": heirs[3].values[LR]},
+        {"epoch": 4, "lr": second.values[LR]},
+    ]
+    assert changes_along(cohorts.lineage(2, 6)) == []
+    with pytest.raises(ValueError, match="to differ, found"):
+        changes_along([(0, {"model.hidden": [3]}), (2, {"model.hidden": [4]})])
 
 
 def test_a_population_of_which_all_failed_ends() -> None:
