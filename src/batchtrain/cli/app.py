@@ -122,6 +122,24 @@ def check(
 
 
 @app.command()
+def plan(
+    spec: SpecFile,
+    overrides: Overrides = None,
+    allow_code: AllowCode = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what would run: rows, steps, memory, time, and where; start nothing."""
+    with command_outcome(as_json=as_json):
+        from batchtrain.cli.plan import planned, show_plan
+
+        document = planned(load_spec(spec, overrides or []), allow_code or [])
+        if as_json:
+            print_json(document)
+        else:
+            show_plan(document, Console())
+
+
+@app.command()
 def run(
     spec: SpecFile,
     overrides: Overrides = None,

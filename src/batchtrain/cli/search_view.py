@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Group, OverflowMethod, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -50,11 +50,12 @@ class SearchView:
         return Group(*parts)
 
 
-def trial_table(trials: Sequence[SeenTrial]) -> Table:
-    """Trials as a table, one on each line; of the values what does not fit is cut.
+def trial_table(trials: Sequence[SeenTrial], *, whole: bool = False) -> Table:
+    """Trials as a table.
 
     Args:
         trials: Best first.
+        whole: Whether values that do not fit go on in the next line; else they are cut.
     """
     metrics = list(dict.fromkeys(name for each in trials for name in each.scores))
     names = short_keys([key for each in trials for key in each.values])
@@ -76,7 +77,8 @@ def trial_table(trials: Sequence[SeenTrial]) -> Table:
         )
     table.add_column("values", ratio=1)
     for each, row in zip(trials, rows, strict=True):
-        values = Text(values_text(each.values, names), no_wrap=True, overflow="ellipsis")
+        overflow: OverflowMethod = "fold" if whole else "ellipsis"
+        values = Text(values_text(each.values, names), no_wrap=not whole, overflow=overflow)
         table.add_row(*row, values)
     return table
 

@@ -28,7 +28,12 @@ from batchtrain.preparation.block_work import (
 )
 from batchtrain.preparation.look import block_rows_of, column_types
 from batchtrain.preparation.resolve import Change
-from batchtrain.preparation.shards import ShardWriter, auto_lanes, packed_row_bytes
+from batchtrain.preparation.shards import (
+    ShardWriter,
+    auto_lanes,
+    packed_row_bytes,
+    shard_names,
+)
 from batchtrain.preparation.survey import Survey
 from batchtrain.preprocessing import FittedPreprocessor, FittedTarget, fit_preprocessor
 from batchtrain.preprocessing.statistics import (
@@ -42,7 +47,7 @@ from batchtrain.progress import Progress
 from batchtrain.row_order import WINDOW_ROWS
 from batchtrain.spec.data import SPLITS, NumericColumn
 
-__all__ = ["build_prepared_data", "fit"]
+__all__ = ["build_prepared_data", "fit", "planned_content"]
 
 GOLDEN_ROWS = 64
 """How many raw rows go into a bundle for its self-test."""
@@ -76,6 +81,28 @@ def build_prepared_data(
     draft.add_json("profile.json", _profile(found, fitted, statistics, written))
     draft.add("golden.parquet", parquet_bytes(written.golden))
     draft.add_json("golden_row_ids.json", _golden_row_ids(found).tolist())
+    return _content(found, fitted, statistics, lanes, written.shards)
+
+
+def planned_content(found: Survey, *, engine: Engine | None = None) -> dict[str, Any]:
+    """What `build_prepared_data` would return, from a pass over the rows that writes nothing."""
+    fitted, statistics = fit(found, Progress(), engine or EmbeddedEngine())
+    lanes = _training_lanes(found, fitted)
+    shards = {
+        split: shard_names(split, found.rows(split), lanes=lanes if split == "train" else 1)
+        for split in SPLITS
+    }
+    return _content(found, fitted, statistics, lanes, shards)
+
+
+def _content(
+    found: Survey,
+    fitted: FittedPreprocessor,
+    statistics: Mapping[str, ColumnStatistics],
+    lanes: int,
+    shards: Mapping[str, list[str]],
+) -> dict[str, Any]:
+    """The content of the manifest."""
     return {
         "task": fitted.target.task,
         "num_classes": len(fitted.target.classes),
@@ -86,12 +113,10 @@ def build_prepared_data(
         "num_numeric": fitted.num_numeric,
         "cardinalities": list(fitted.cardinalities),
         "lanes": lanes,
-        "shards_per_lane": len(written.shards["train"]) // lanes,
+        "shards_per_lane": len(shards["train"]) // lanes,
         "window_rows": WINDOW_ROWS,
         "input_rows": found.schema.num_rows,
-        "splits": {
-            split: {"rows": found.rows(split), "shards": written.shards[split]} for split in SPLITS
-        },
+        "splits": {split: {"rows": found.rows(split), "shards": shards[split]} for split in SPLITS},
     }
 
 

@@ -5,7 +5,14 @@ from __future__ import annotations
 from batchtrain.artifacts import Draft
 from batchtrain.artifacts.prepared import SplitRows
 
-__all__ = ["SHARD_ROWS", "ShardWriter", "auto_lanes", "packed_row_bytes", "shard_bounds"]
+__all__ = [
+    "SHARD_ROWS",
+    "ShardWriter",
+    "auto_lanes",
+    "packed_row_bytes",
+    "shard_bounds",
+    "shard_names",
+]
 
 SHARD_ROWS = 131_072
 """A shard has at most this many rows."""
@@ -43,6 +50,20 @@ def shard_bounds(num_rows: int, lanes: int) -> list[int]:
     return [shard * num_rows // shards for shard in range(shards + 1)]
 
 
+def shard_names(split: str, num_rows: int, *, lanes: int) -> list[str]:
+    """The files that a split of so many rows is written to.
+
+    Example:
+        >>> shard_names("valid", 10, lanes=1)
+        ['valid/00000.parquet']
+    """
+    return [_name(split, shard) for shard in range(len(shard_bounds(num_rows, lanes)) - 1)]
+
+
+def _name(split: str, shard: int) -> str:
+    return f"{split}/{shard:05d}.parquet"
+
+
 class ShardWriter:
     """Takes the rows of one split in order and writes each shard as soon as it is full."""
 
@@ -70,7 +91,7 @@ class ShardWriter:
         # Of one part many small shards may be cut; each is a view of it.
         one_part = len(self._parts) == 1
         waiting = self._parts[0] if one_part else SplitRows.concatenate(self._parts)
-        name = f"{self._split}/{len(self.names):05d}.parquet"
+        name = _name(self._split, len(self.names))
         self._draft.add(name, waiting[slice(0, size)].to_bytes())
         self.names.append(name)
         self._parts = [waiting[slice(size, None)]]

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from batchtrain.artifacts import BuildStatus, Draft, prepared_key, reuse_or_build
+from batchtrain.artifacts import BuildStatus, Draft, find_artifact, prepared_key, reuse_or_build
 from batchtrain.artifacts.layout import HASH_CACHE
 from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PREPARED_DATA, PreparedData
@@ -36,7 +36,14 @@ from batchtrain.tables import (
     source_contains,
 )
 
-__all__ = ["open_input", "opened_input", "prepare", "refuse_storage_in_input", "survey_input"]
+__all__ = [
+    "find_prepared",
+    "open_input",
+    "opened_input",
+    "prepare",
+    "refuse_storage_in_input",
+    "survey_input",
+]
 
 
 def prepare(
@@ -74,6 +81,19 @@ def prepare(
     prepared = PreparedData(artifact)
     check_task(loaded, prepared.task, prepared.classes)
     return prepared, status
+
+
+def find_prepared(loaded: LoadedSpec, storage: Storage, source: Source) -> PreparedData | None:
+    """The published rows of a spec, where they are there; nothing is written.
+
+    Args:
+        loaded: The spec.
+        storage: Where they would be.
+        source: The opened input.
+    """
+    inputs = _inputs(loaded, source, storage, EmbeddedEngine(), remember=False)
+    artifact = find_artifact(storage, prepared_key(fingerprint_of(inputs)), PREPARED_DATA)
+    return None if artifact is None else PreparedData(artifact)
 
 
 @contextmanager
@@ -148,7 +168,14 @@ def refuse_storage_in_input(loaded: LoadedSpec, storage: Storage) -> None:
             )
 
 
-def _inputs(loaded: LoadedSpec, source: Source, storage: Storage, engine: Engine) -> dict[str, Any]:
+def _inputs(
+    loaded: LoadedSpec,
+    source: Source,
+    storage: Storage,
+    engine: Engine,
+    *,
+    remember: bool = True,
+) -> dict[str, Any]:
     """What prepared data depend on: the files' contents, the `data` section, the split's seed.
 
     Where the files lie plays no part: a moved table is the same table.
@@ -161,7 +188,8 @@ def _inputs(loaded: LoadedSpec, source: Source, storage: Storage, engine: Engine
     cache = _StoredHashes(storage)
     hash_files = partial(engine.map_items, function=hash_file)
     hashes = content_hashes(source, cache, hash_files=hash_files)
-    cache.save()
+    if remember:
+        cache.save()
     return {
         "stage": "prepare",
         "format": PREPARED_DATA.format,

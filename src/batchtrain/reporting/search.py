@@ -25,7 +25,6 @@ __all__ = ["render_search"]
 
 MOST_ROWS = 300
 MOST_SCATTERS = 12
-MOST_NOTE = 300
 MOST_ERRORS = 20
 STATES = ("finished", "stopped", "failed", "running", "paused", "waiting")
 
@@ -91,7 +90,7 @@ def render_search(document: Mapping[str, Any]) -> str:
         unseen_keys=max(0, len(axes) - MOST_AXES),
         explained=f"{max(0, round(100 * found.explained))} %",
         packed=_packed(content),
-        errors=_errors(content),
+        errors=content.errors[:MOST_ERRORS],
         **_best_view(content),
         **_table_view(content),
     )
@@ -236,24 +235,6 @@ def _warnings(content: SearchContent) -> Iterator[str]:
             f"the best trial was stopped after {_some(best.epochs, 'epoch')}; its model may become "
             "better with more"
         )
-
-
-def _errors(content: SearchContent) -> list[tuple[str, str]]:
-    """Each error, and the trials that it ended; those that happened most come first."""
-    found: dict[str, list[int]] = {}
-    for trial in content.trials:
-        if trial.state == "failed":
-            error = shortened(trial.error or "no reason is known", MOST_NOTE)
-            found.setdefault(error, []).append(trial.number)
-    most = sorted(found.items(), key=lambda each: (-len(each[1]), each[1]))[:MOST_ERRORS]
-    return [(error, _listed(numbers)) for error, numbers in most]
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    """Some numbers, and how many more there are."""
-    some = ", ".join(str(each) for each in numbers[:12])
-    more = len(numbers) - 12
-    return f"{some} and {count(more)} more" if more > 0 else some
 
 
 def _score(content: SearchContent, trial: TrialRow) -> float | None:

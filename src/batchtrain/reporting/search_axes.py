@@ -163,9 +163,9 @@ def score_axis(goal: GoalRow, scores: Sequence[float | None]) -> ScoreAxis:
     best, worst = finite[0], finite[-1]
     usual = finite[min(len(finite) - 1, math.ceil(0.9 * len(finite)) - 1)]
     is_min = goal.mode == "min"
-    if is_min and best > 0 and worst > LOG_FACTOR * best:
+    if is_min and best > 0 and usual > LOG_FACTOR * best:
         # Twice the decades of the usual ones at most.
-        worst = min(worst, max(usual, best * LOG_FACTOR) * max(usual / best, 2.0))
+        worst = min(worst, usual * (usual / best))
         return ScoreAxis(goal.metric, best / 1.15, worst * 1.15, is_log=True, is_min=True)
     span = usual - best
     if span > 0 and worst > usual + 2 * span:

@@ -9,7 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from batchtrain.reporting.wording import count, shortened
+
 __all__ = ["GoalRow", "PackedRow", "SearchContent", "TrialRow"]
+
+MOST_ERROR = 300
+MOST_NUMBERS = 12
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,24 @@ class SearchContent:
             return tuple(self.cost(trial, place) for place in places), trial.number
 
         return sorted(self.trials, key=order)
+
+    @property
+    def errors(self) -> list[tuple[str, str]]:
+        """Each error and the trials that it ended; those that happened most come first."""
+        found: dict[str, list[int]] = {}
+        for trial in self.trials:
+            if trial.state == "failed":
+                error = shortened(trial.error or "no reason is known", MOST_ERROR)
+                found.setdefault(error, []).append(trial.number)
+        most = sorted(found.items(), key=lambda each: (-len(each[1]), each[1]))
+        return [(error, _listed(numbers)) for error, numbers in most]
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    """Some numbers, and how many more there are."""
+    some = ", ".join(str(each) for each in numbers[:MOST_NUMBERS])
+    more = len(numbers) - MOST_NUMBERS
+    return f"{some} and {count(more)} more" if more > 0 else some
 
 
 def _scheduler_words(scheduler: Any) -> str:

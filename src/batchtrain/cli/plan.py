@@ -1,0 +1,133 @@
+"""What `batchtrain plan` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from batchtrain.cli.outcome import plain
+from batchtrain.reporting.wording import duration
+from batchtrain.spec.load import LoadedSpec
+
+__all__ = ["planned", "show_plan"]
+
+ALONE = "one trial after another; packs, and several at a time, take less"
+UNITS = ("B", "kB", "MB", "GB", "TB")
+
+
+def planned(loaded: LoadedSpec, allow_code: Sequence[str]) -> dict[str, Any]:
+    """What would run, as `--json` prints it."""
+    from batchtrain.tuning.outline import outline_of
+    from batchtrain.tuning.planning import plan_document, plan_run
+
+    run = plan_run(loaded, allow_code=allow_code)
+    search = loaded.spec.search
+    if search is None:
+        return plan_document(run)
+    rows = run.task.prepared.num_rows("train")
+    return plan_document(
+        run, outline_of(search, epochs=loaded.spec.training.epochs, epoch_rows=rows)
+    )
+
+
+def show_plan(document: Mapping[str, Any], console: Console) -> None:
+    """Print what `plan_document` gave, for people: a word, and beside it what there is to say."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, style="bold", min_width=9)
+    table.add_column(overflow="fold")
+    lines = [*_run_lines(document)]
+    if document["search"] is not None:
+        lines += _search_lines(document["search"])
+    last = ""
+    for word, text in lines:
+        table.add_row("" if word == last else word, Text(plain(text)))
+        last = word
+    console.print(table)
+
+
+def _run_lines(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    rows, batches, model = document["rows"], document["batches"], document["model"]
+    memory, features = document["memory"], document["features"]
+    splits = ", ".join(f"{rows[split]:,} {split}" for split in ("train", "valid", "test"))
+    dropped = f", {rows['dropped']:,} dropped" if rows["dropped"] else ""
+    yield "rows", f"{splits}{dropped}"
+    widths = f"{features['numeric']:,} numeric, {features['categorical']:,} categorical"
+    yield "features", f"{widths}; {document['task']}"
+    epoch = f"{batches['per_epoch']:,} batches of {batches['rows']:,} rows"
+    yield "steps", f"{batches['steps']:,}: {batches['epochs']:,} epochs of {epoch}"
+    count = "an unknown number of" if model["parameters"] is None else f"{model['parameters']:,}"
+    yield "model", f"{model['kind']}, {count} parameters"
+    free = "" if memory["available"] is None else f", of {_size(memory['available'])} that are free"
+    kept = "stay in memory" if memory["kept"] == "resident" else "are read in each epoch"
+    yield "memory", f"{_size(memory['rows'])} of rows, which {kept}{free}"
+    if memory["model"] is not None:
+        yield "memory", f"{_size(memory['model'])} of weights, gradients and moments"
+    yield "where", document["engine"]["why"]
+    yield "where", f"{document['workers']['why']}; device {document['device']}"
+    yield from _time_lines(document["time"])
+    for note in document["notes"]:
+        yield "note", note
+    there = document["published"]
+    left = [stage for stage in ("prepare", "train") if stage not in there]
+    done = f"{' and '.join(there)} done already; " if there else ""
+    todo = f"{' and '.join(left)} would run" if left else "nothing would be trained"
+    yield "stages", f"{done}{todo}"
+
+
+def _time_lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if found["seconds"] is None:
+        yield "time", found["source"]
+        return
+    step = found["step_seconds"] * 1000
+    yield "time", f"about {duration(found['seconds'])} of training, {step:.3g} ms a step"
+    yield "time", found["source"]
+
+
+def _search_lines(search: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    goals = ", ".join(f"{each['mode']} {each['metric']}" for each in search["goals"])
+    yield (
+        "search",
+        f"{search['trials']:,} trials, {search['algorithm']}" + (f"; {goals}" if goals else ""),
+    )
+    for key, words in search["space"].items():
+        yield "space", f"{key}: {words}"
+    settings = ", ".join(f"{name} {value}" for name, value in (search["settings"] or {}).items())
+    if search["scheduler"] != "none":
+        yield (
+            "scheduler",
+            f"{search['scheduler']} ({settings})" if settings else search["scheduler"],
+        )
+    for bracket in search["brackets"]:
+        rungs = ", ".join(
+            f"{trials:,} to epoch {epochs:,}"
+            for epochs, trials in zip(bracket["rungs"], bracket["trials"], strict=True)
+        )
+        yield "rungs", f"at most {rungs}"
+    for shape in search["shapes"]:
+        how = f"{shape['packs']:,} packs" if shape["packs"] else f"alone: {shape['why_alone']}"
+        yield "packs", f"{shape['trials']:,} trials of {shape['shape']}, {how}"
+    together = search["concurrent"]
+    yield "at a time", "as many as fit" if together is None else f"{together:,} at most"
+    yield "trained", f"{search['rows_at_most']:,} rows at most"
+    if search["seconds_at_most"] is not None:
+        yield "trained", f"about {duration(search['seconds_at_most'])} of training at most, {ALONE}"
+    for note in search["notes"]:
+        yield "note", note
+
+
+def _size(size: float) -> str:
+    """Bytes as people read them.
+
+    Example:
+        >>> _size(120), _size(3_450_000)
+        ('120 B', '3.5 MB')
+    """
+    number, unit = float(size), 0
+    while number >= 1000 and unit < len(UNITS) - 1:
+        number /= 1000
+        unit += 1
+    return f"{number:.1f} {UNITS[unit]}" if unit else f"{size:.0f} B"

@@ -1,0 +1,148 @@
+"""A plan says what a run then does, and writes nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from batchtrain.artifacts.prepared import PreparedData
+from batchtrain.cli.app import app
+from batchtrain.spec.search import Distribution, SearchSpec
+from batchtrain.tuning.outline import distribution_words, most_epochs, outline_of
+from batchtrain.tuning.planning import plan_document, plan_run
+from tests.support.builders import all_files, mixed_table, quantity_table, run, spec_for, storage_of
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def planned_json(*arguments: str | Path) -> tuple[int, dict[str, Any], str]:
+    result = CliRunner().invoke(app, ["plan", *map(str, arguments), "--json"])
+    return result.exit_code, json.loads(result.stdout.splitlines()[-1]), result.output
+
+
+def test_the_plan_of_the_sample_is_what_its_run_then_does(tmp_path: Path) -> None:
+    spec = tmp_path / "drug200.yaml"
+    text = (ROOT / "jobs/specs/drug200.yaml").read_text().replace("../../runs", "./runs")
+    spec.write_text(text.replace("epochs: 100", "epochs: 2"))
+    code, document, output = planned_json(spec)
+    assert code == 0, output
+    assert all_files(tmp_path) == ["drug200.yaml"]
+    result = CliRunner().invoke(app, ["train", str(spec), "--json"])
+    assert result.exit_code == 0, result.output
+    made = json.loads(result.stdout.splitlines()[-1])
+    folder = Path(made["run_dir"])
+    prepared = json.loads((Path(made["prepared"]) / "manifest.json").read_text())["content"]
+    trained = json.loads((folder / "model/manifest.json").read_text())["content"]
+    weights = next(folder.rglob("model/**/parameters.json"))
+    machine = json.loads((folder / "run.json").read_text())
+
+    rows = {split: found["rows"] for split, found in prepared["splits"].items()}
+    assert document["rows"] == {**rows, "dropped": 0, "input": sum(rows.values())}
+    assert document["batches"]["rows"] == trained["batch_rows"]
+    assert document["batches"]["steps"] == trained["steps"]
+    assert document["batches"]["steps"] == 2 * document["batches"]["per_epoch"]
+    counted = sum(each["count"] for each in json.loads(weights.read_text()))
+    assert document["model"] == {"kind": "mlp", "parameters": counted, "trained": counted}
+    # Adam: the weights, their gradients, two moments, and a step for each of them or for all.
+    assert 16 * counted <= document["memory"]["model"] <= 16 * counted + 200
+    assert document["features"] == {
+        "numeric": prepared["num_numeric"],
+        "categorical": len(prepared["cardinalities"]),
+    }
+    names = ("device", "rows", "compile", "workers")
+    assert {name: machine[name] for name in names} == {
+        "device": document["device"],
+        "rows": document["memory"]["kept"],
+        "compile": document["compile"],
+        "workers": document["workers"]["count"],
+    }
+    assert document["time"]["seconds"] > 0
+    assert "estimate" in document["time"]["source"]
+    assert document["published"] == []
+    assert planned_json(spec)[1]["published"] == ["prepare", "train"]
+
+
+@pytest.mark.parametrize("is_mixed", [True, False])
+def test_what_is_planned_of_the_rows_is_what_is_published_of_them(
+    tmp_path: Path, is_mixed: bool
+) -> None:
+    if is_mixed:
+        data = {"columns": {"dose": {"kind": "numeric", "missing": "drop"}}, "lanes": 4}
+        loaded = spec_for(tmp_path, mixed_table(), data=data)
+    else:
+        table = quantity_table().set_column(0, "x0", [[1.0] * 90])
+        data, model = {"weight": "x0"}, {"kind": "linear"}
+        loaded = spec_for(tmp_path, table, target="y", data=data, model=model)
+    planned = plan_run(loaded)
+    assert not storage_of(loaded).root.exists()
+    published = run(loaded, last="prepare").prepared
+    assert isinstance(published, PreparedData)
+    assert planned.content == published.content
+    assert planned.task.plan.steps_per_epoch * 3 == planned.task.plan.last_step
+    document = plan_document(planned)
+    assert document["model"]["parameters"] > 0
+    assert document["rows"]["dropped"] == (13 if is_mixed else 0)
+
+
+def test_several_workers_are_told_of_and_ray_is_not_started(tmp_path: Path) -> None:
+    import ray
+
+    loaded = spec_for(
+        tmp_path, mixed_table(), resources={"workers": 2}, data={"lanes": 3}, training={"epochs": 1}
+    )
+    document = plan_document(plan_run(loaded))
+    assert document["workers"]["count"] == 2
+    assert any("3 lanes" in note for note in document["notes"])
+    assert not ray.is_initialized()
+
+
+def test_a_wrong_spec_ends_with_2_and_its_problems(tmp_path: Path) -> None:
+    loaded = spec_for(tmp_path, mixed_table(), data={"exclude": ["nobody"]})
+    code, document, _ = planned_json(loaded.path)
+    assert (code, document["error"]) == (2, "SpecError")
+    assert CliRunner().invoke(app, ["plan", str(tmp_path / "none.yaml")]).exit_code == 2
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_person_reads_rows_steps_memory_and_the_search(
+    tmp_path: Path, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    space = {"training.optimizer.lr": {"log_uniform": [1e-4, 0.1]}}
+    search = {"space": space, "trials": 12, "scheduler": "asha"}
+    loaded = spec_for(tmp_path, mixed_table(gaps=False), search=search)
+    result = CliRunner().invoke(app, ["plan", str(loaded.path)])
+    assert result.exit_code == 0, result.output
+    assert "\x1b" not in result.output
+    lines = [line.rstrip() for line in result.output.splitlines()]
+    assert max(map(len, lines)) <= width
+    assert lines[0].split(maxsplit=1) == ["rows", "62 train, 9 valid, 19 test"]
+    assert any(line.split()[:2] == ["steps", "12:"] for line in lines)
+    assert "search     12 trials, random" in lines
+    assert any("training.optimizer.lr: log_uniform 0.0001 to 0.1" in line for line in lines)
+    assert any("asha (first_epochs 1, factor 4)" in line for line in lines)
+    assert any(f"{12 * 3 * 62:,} rows at most" in line for line in lines)
+    assert not storage_of(loaded).root.exists()
+
+
+def test_an_outline_counts_rows_by_the_longest_trial_and_the_budget() -> None:
+    lr = {"training.optimizer.lr": Distribution(uniform=(0.1, 0.2))}
+    epochs = {"training.epochs": Distribution(choice=(5, 20))}
+    assert most_epochs(SearchSpec(space=lr), 7) == 7
+    assert most_epochs(SearchSpec(space={**lr, **epochs}), 7) == 20
+    assert most_epochs(SearchSpec(space={"training.epochs": Distribution(int=(2, 9))}), 70) == 9
+    search = SearchSpec(space=lr, trials=10)
+    assert outline_of(search, epochs=7, epoch_rows=100).rows_at_most == 7000
+    limited = search.model_copy(update={"max_rows": 500})
+    assert outline_of(limited, epochs=7, epoch_rows=100).rows_at_most == 500
+    assert outline_of(search, epochs=7, epoch_rows=100, trials=3).trials == 3
+
+
+def test_a_distribution_is_told_with_its_condition() -> None:
+    either = Distribution(uniform=(0.1, 0.9), when={"model.kind": ["mlp", "resnet"], "a.b": 1})
+    words = "uniform 0.1 to 0.9, where model.kind is mlp or resnet and a.b is 1"
+    assert distribution_words(either) == words
