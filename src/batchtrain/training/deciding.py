@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+from torch import Tensor
 
 from batchtrain.errors import DivergedError
+from batchtrain.models.early_stop import EarlyStop
+from batchtrain.models.schedules import Schedule
 from batchtrain.points import passed
 from batchtrain.spec.training import NanPolicy, TrainingSpec
 from batchtrain.training.measuring import ALWAYS_MEASURED
 from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.state import KeptEpoch, TrainState
 
-__all__ = ["MOST_ROLL_BACKS", "Watched", "decide", "roll_back", "why_ended"]
+__all__ = ["MOST_ROLL_BACKS", "Decided", "Watched", "decide", "roll_back", "why_ended"]
 
 MOST_ROLL_BACKS = 5
 """With a rate that is halved each time, the last attempt has a 32nd of it."""
@@ -58,9 +62,21 @@ class Watched:
         return value < other if self.mode == "min" else value > other
 
 
-def decide(
-    state: TrainState, record: Mapping[str, Any], watched: Watched, *, keep_best: int
-) -> None:
+class Decided(Protocol):
+    """What an epoch's record decides about: a `TrainState`, or a trial of a pack."""
+
+    epoch: int
+    best: list[KeptEpoch]
+    ended_by: str
+    schedule: Schedule
+    early_stop: EarlyStop | None
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """A copy of the weights that were measured."""
+        ...
+
+
+def decide(state: Decided, record: Mapping[str, Any], watched: Watched, *, keep_best: int) -> None:
     """What an epoch's record decides: the best weights, the next rate, whether to stop.
 
     Without a validation split the last weights count as the best: the training loss of an epoch is
@@ -84,7 +100,7 @@ def decide(
         state.ended_by = "early_stopping"
 
 
-def _rank(state: TrainState, value: float, watched: Watched, keep_best: int) -> None:
+def _rank(state: Decided, value: float, watched: Watched, keep_best: int) -> None:
     """Take the epoch among the best ones, if it is one; the earlier of equals is the better."""
     values = [kept.value for kept in state.best]
     place = next(

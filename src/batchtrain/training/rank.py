@@ -13,24 +13,18 @@ from torch import nn
 
 from batchtrain.artifacts import Artifact, RunLayout, open_artifact
 from batchtrain.artifacts.claims import check_fence
-from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.artifacts.trained import CHECKPOINT
 from batchtrain.errors import ArtifactError, InterruptedRunError, PausedRunError, TrainingError
 from batchtrain.models.build import build_model
 from batchtrain.models.early_stop import EarlyStop
-from batchtrain.models.inputs import ModelInputs
-from batchtrain.models.losses import Loss, make_loss, num_outputs, resolve_loss
 from batchtrain.models.optimizers import build_optimizer
 from batchtrain.models.schedules import build_schedule
-from batchtrain.models.target_scale import TargetScale
 from batchtrain.progress import Progress
-from batchtrain.spec.load import LoadedSpec
-from batchtrain.spec.run import RunSpec
-from batchtrain.spec.task import class_weights_in_force, target_scale_in_force
 from batchtrain.training.changing import ValueChanges
 from batchtrain.training.checkpoints import restore
 from batchtrain.training.deciding import Watched
 from batchtrain.training.ema import WeightAverage
+from batchtrain.training.facts import TrainingFacts
 from batchtrain.training.gradients import GradientRules
 from batchtrain.training.keeping import Saver, StateKeeper
 from batchtrain.training.lineage import CheckpointName
@@ -38,13 +32,12 @@ from batchtrain.training.loading import RowLoader
 from batchtrain.training.loop import train_until_done
 from batchtrain.training.machine import MachineChoices, machine_in_force
 from batchtrain.training.micro_batches import memory_told
-from batchtrain.training.plan import TrainingPlan, make_plan, row_order
+from batchtrain.training.plan import TrainingPlan
 from batchtrain.training.precision import LossScaler, precision_in_force
 from batchtrain.training.profiling import ProfiledWorker, StepTrace
 from batchtrain.training.ranks import Ranks
-from batchtrain.training.rows import measured_splits
 from batchtrain.training.saving import CheckpointWriter
-from batchtrain.training.shards import CheckedShards, ScaledShards, ShardReader, StoredShards
+from batchtrain.training.shards import ShardReader, StoredShards
 from batchtrain.training.state import TrainState, weights_of
 from batchtrain.training.tracking import LogSources, RunWatcher, open_run_logs
 from batchtrain.training.warm_start import other_inputs, take_weights, warm_start_bundle
@@ -54,12 +47,10 @@ __all__ = ["TrainTask", "resumed_state", "train_rank"]
 
 
 @dataclass(frozen=True)
-class TrainTask:
+class TrainTask(TrainingFacts):
     """All that a rank is told; plain data, so that it can be sent to another process.
 
     Attributes:
-        loaded: The spec.
-        prepared: The rows.
         layout: Where the run lies.
         machine: The choices in force.
         allow_code: Packages whose code a custom model may run.
@@ -73,8 +64,6 @@ class TrainTask:
         pause_after: The epoch after which the training stops for a while; None for its last.
     """
 
-    loaded: LoadedSpec
-    prepared: PreparedData
     layout: RunLayout
     machine: MachineChoices
     allow_code: tuple[str, ...]
@@ -86,54 +75,6 @@ class TrainTask:
     inexact: tuple[Mapping[str, Any], ...] = ()
     assets: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     pause_after: int | None = None
-
-    @property
-    def spec(self) -> RunSpec:
-        """The spec."""
-        return self.loaded.spec
-
-    @property
-    def loss(self) -> Loss:
-        """What is minimised, of targets that are scaled already."""
-        training, prepared = self.spec.training, self.prepared
-        return make_loss(
-            resolve_loss(training.loss, prepared.task),
-            label_smoothing=training.label_smoothing,
-            class_weights=class_weights_in_force(training, prepared.classes, prepared.class_rows),
-            row_weights=prepared.has_weights,
-            target_scale=self.target_scale,
-        )
-
-    @property
-    def target_scale(self) -> TargetScale | None:
-        """How the targets are scaled before the model sees them; None where they are not."""
-        prepared = self.prepared
-        asked = target_scale_in_force(self.spec.training, prepared.task, self.spec.model.kind)
-        statistics = prepared.target_statistics
-        if asked == "none" or statistics is None:
-            return None
-        return TargetScale(*statistics)
-
-    @property
-    def inputs(self) -> ModelInputs:
-        """The widths of the model."""
-        prepared = self.prepared
-        return ModelInputs(
-            num_numeric=prepared.num_numeric,
-            cardinalities=prepared.cardinalities,
-            num_outputs=num_outputs(self.loss.name, prepared.task, prepared.num_classes),
-        )
-
-    @property
-    def plan(self) -> TrainingPlan:
-        """How far and in which steps to train."""
-        order = row_order(self.prepared, seed=self.spec.seed)
-        return make_plan(self.spec.training, order)
-
-    @property
-    def measured(self) -> list[str]:
-        """The splits to look at after each epoch: valid, and those that `monitor` names."""
-        return measured_splits(self.spec, self.prepared)
 
 
 def train_rank(
@@ -168,7 +109,7 @@ def train_rank(
         loss = task.loss.on(device)
         note = progress.note if ranks.rank == 0 else Progress().note
         state = resumed_state(task, device, note)
-        reader = _reader(task, shards or StoredShards(task.prepared))
+        reader = task.checked(shards or StoredShards(task.prepared))
         worker = _worker(task, reader, state, device, ranks)
         stack.callback(worker.close)
         _check_same_weights(state, ranks)
@@ -226,12 +167,6 @@ def _worker(
         determinism=task.spec.determinism,
         rules=_rules(task, state, device),
     )
-
-
-def _reader(task: TrainTask, shards: ShardReader) -> ShardReader:
-    """Reads rows that are checked, with targets as the model learns them."""
-    checked = CheckedShards(shards, task.prepared, task.inputs)
-    return checked if task.target_scale is None else ScaledShards(checked, task.target_scale)
 
 
 def resumed_state(

@@ -1,0 +1,1 @@
+"""Many trials of one shape, trained together in one program; each as if it were alone."""
