@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from batchtrain.spec.changes import CHANGEABLE
 from batchtrain.spec.data import DataSpec, GroupSplit, RandomSplit, StratifiedSplit, may_have_rows
 from batchtrain.spec.search import Pbt, SearchSpec, metrics_of, scheduler_of
 from batchtrain.spec.task import METRICS_OF_TASK
@@ -37,6 +38,8 @@ def search_mismatches(search: SearchSpec, training: TrainingSpec, data: DataSpec
     yield from _unmeasured(metrics, training, data)
     yield from _incomparable(metrics, search, data)
     yield from _too_short(search, training)
+    if isinstance(scheduler_of(search), Pbt):
+        yield from _no_population(search, training)
 
 
 def _unmeasured(metrics: tuple[str, ...], training: TrainingSpec, data: DataSpec) -> Iterator[str]:
@@ -98,3 +101,21 @@ def _too_short(search: SearchSpec, training: TrainingSpec) -> Iterator[str]:
             f"`search.scheduler.{name}` is {first}, but `training.epochs` is {training.epochs}, "
             "so that the scheduler would have no say; give it fewer"
         )
+
+
+def _no_population(search: SearchSpec, training: TrainingSpec) -> Iterator[str]:
+    """What the members of a population cannot do: they change while they train."""
+    fixed = [key for key in search.space if key not in CHANGEABLE]
+    if fixed:
+        yield (
+            f"`search.scheduler: pbt` changes values while models train, which "
+            f"{', '.join(f'`{key}`' for key in fixed)} cannot; choose among "
+            f"{', '.join(CHANGEABLE)}, or use asha"
+        )
+    if training.early_stopping is not None:
+        yield (
+            "`training.early_stopping` would end members that are to go on as copies of others; "
+            "remove it, or use `search.scheduler: asha`"
+        )
+    if training.changes:
+        yield "`training.changes` is what `search.scheduler: pbt` finds; remove one of them"

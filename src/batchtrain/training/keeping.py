@@ -7,7 +7,6 @@ of a second, seldom enough not to show. None of this changes a result.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,13 +77,14 @@ class StateKeeper:
         self._saved_at = clock()
         self._max_seconds = max_seconds
         self._began_at = clock() - seconds_before
-        self._pause_after = math.inf if pause_after is None else pause_after
+        self._pause_after = pause_after
         self._pace = _Pace(clock())
         self._look_at = 0
 
     def goes_on(self, state: TrainState, losses: StepLosses) -> bool:
         """See `batchtrain.training.loop.Keeper`."""
-        if state.epoch >= self._pause_after and not state.ended_by:
+        pause_after = self._pause_after
+        if pause_after is not None and state.epoch >= pause_after and not state.ended_by:
             # All ranks come here after the same step, so nobody has to be asked.
             self._save(state, losses, wait=True)
             return False

@@ -8,18 +8,11 @@ from typing import Any
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.standalone import spec_text
 from batchtrain.storage import Storage
+from batchtrain.tuning.population import changes_along
 from batchtrain.tuning.search import Search
 from batchtrain.tuning.trials import Goal, TrialRecord
 
 __all__ = ["best_text", "best_values"]
-
-CHANGED = {
-    "training.optimizer.lr": "lr",
-    "training.optimizer.weight_decay": "weight_decay",
-    "training.optimizer.momentum": "momentum",
-    "model.dropout": "dropout",
-}
-"""The keys of a spec that may change while a model trains, as `training.changes` names them."""
 
 
 def best_values(number: int, state: Search) -> dict[str, Any]:
@@ -28,19 +21,14 @@ def best_values(number: int, state: Search) -> dict[str, Any]:
     A member of a population has a past: it took over the state of others, and its values changed.
     Its lineage is a training whose values change at the ends of generations.
     """
-    lineage: list[Mapping[str, Any]] = []
+    rungs = state.rules.cohorts.rungs_of(number)
+    path: list[tuple[int, Mapping[str, Any]]] = []
     for place in range(len(state.descent.get(number, ())) - 1, -1, -1):
         heir = state.descent[number][place]
-        lineage.insert(0, heir.values)
+        path.insert(0, (rungs[place], heir.values))
         number = heir.parent
     values = dict(state.initial[number])
-    rungs = state.rules.cohorts.rungs_of(number)
-    changes, before = [], values
-    for epoch, after in zip(rungs, lineage, strict=False):
-        changed = {CHANGED[key]: value for key, value in after.items() if before.get(key) != value}
-        if changed:
-            changes.append({"epoch": epoch, **changed})
-        before = {**before, **after}
+    changes = changes_along([(0, values), *path])
     return {**values, "training.changes": changes} if changes else values
 
 

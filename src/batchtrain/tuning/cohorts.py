@@ -58,8 +58,7 @@ class Cohorts(Protocol):
         ...
 
     def together(self, number: int) -> range:
-        """The trials that a trial may have to wait for and that may have to wait for it, all of
-        which must therefore be there."""
+        """The trials that wait for one another, and so must all be there."""
         ...
 
     def decide(self, number: int, epochs: int, known: Known) -> Decision | None:

@@ -221,16 +221,16 @@ class _UnitSearcher(Searcher):
 class _UnitTrainable(tune.Trainable):
     """One process that runs units, one after the other."""
 
-    def setup(
+    def setup(  # type: ignore[override]  # `tune.with_parameters` gives the rest
         self,
         config: dict[str, Any],
-        runner: UnitRunner | None = None,
+        *,
+        runner: UnitRunner,
         rows: Mapping[str, Sequence[SplitRows]] | None = None,
         board: Any = None,
         has_ranks: bool = False,
     ) -> None:
         """See `Trainable.setup`."""
-        assert runner is not None
         self._runner = replace(runner, rows=rows, launcher=_ranks_launcher if has_ranks else None)
         self._board = board
         self.reset_config(config)
@@ -252,7 +252,6 @@ class _UnitTrainable(tune.Trainable):
         except BatchtrainError as error:
             return {"done": True, "failed": json.dumps(Failure.of(error).to_json())}
         return {"done": True}
-
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: what is worth keeping is published by then."""

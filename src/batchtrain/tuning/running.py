@@ -13,7 +13,6 @@ from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PreparedData, SplitRows
 from batchtrain.errors import (
     ArtifactDamagedError,
-    BatchtrainError,
     DataError,
     InterruptedRunError,
     PausedRunError,
@@ -264,7 +263,7 @@ class UnitRunner:
         is_last = unit.last_epoch >= unit.full_epochs
         done = training.train_to(
             specs[0].spec.training.epochs if is_last else unit.last_epoch,
-            on_epoch=lambda epoch, rows: tell(first, epoch),
+            on_epoch=lambda epoch, _rows: tell(first, epoch),
             stop_requested=stop_requested,
         )
         if not done:
@@ -389,9 +388,7 @@ class _Stopping:
         return self._inner(task, progress, stop)
 
 
-def _num_parameters(
-    loaded: LoadedSpec, prepared: PreparedData, allow_code: Sequence[str]
-) -> int:
+def _num_parameters(loaded: LoadedSpec, prepared: PreparedData, allow_code: Sequence[str]) -> int:
     """How many numbers the model of a trial learns."""
     spec = loaded.spec
     loss = resolve_loss(spec.training.loss, prepared.task)

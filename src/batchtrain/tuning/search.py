@@ -26,6 +26,7 @@ trials then begins with the same packs."""
 BUDGET_STRIPE = 32
 """The same where a budget of rows says how many more there may be."""
 
+
 @dataclass(frozen=True)
 class Shape:
     """How trials with some values are trained.
@@ -213,7 +214,9 @@ class Search:
         Those of a shape that is packed are dealt anew after the rung, so that packs stay full;
         runs of their own need not wait for each other.
         """
-        parts = [numbers[first : first + shape.size] for first in range(0, len(numbers), shape.size)]
+        parts = [
+            numbers[first : first + shape.size] for first in range(0, len(numbers), shape.size)
+        ]
         groups = [[part] for part in parts] if shape.size == 1 else [parts]
         for group in groups:
             batch = _Batch(tuple(chain.from_iterable(group)), rung, shape)

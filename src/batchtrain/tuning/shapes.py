@@ -45,10 +45,23 @@ OPERATIONS_A_SECOND = 1e10
 class Shapes:
     """Decides it from the values of a trial."""
 
-    def __init__(self, loaded: LoadedSpec, prepared: PreparedData, goals: Sequence[Goal]) -> None:
-        assert loaded.spec.search is not None
+    def __init__(
+        self,
+        loaded: LoadedSpec,
+        search: SearchSpec,
+        prepared: PreparedData,
+        goals: Sequence[Goal],
+    ) -> None:
+        """Take what all trials share.
+
+        Args:
+            loaded: The spec of the search.
+            search: Its section.
+            prepared: The rows.
+            goals: What is measured of each trial.
+        """
         self._loaded = loaded
-        self._search: SearchSpec = loaded.spec.search
+        self._search = search
         self._prepared = prepared
         self._goals = goals
         self._is_population = isinstance(scheduler_of(self._search), Pbt)

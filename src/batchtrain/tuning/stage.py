@@ -28,6 +28,7 @@ from batchtrain.training.plan import make_plan, row_order
 from batchtrain.training.stage import run_layout
 from batchtrain.tuning.best import best_text, best_values
 from batchtrain.tuning.choice import choose_executor, unit_resources
+from batchtrain.tuning.corners import check_space
 from batchtrain.tuning.goals import goals_of
 from batchtrain.tuning.here import Here
 from batchtrain.tuning.hparams import write_hparams
@@ -38,7 +39,6 @@ from batchtrain.tuning.running import UnitRunner, held_rows
 from batchtrain.tuning.schedulers import cohorts_of
 from batchtrain.tuning.search import Search, SearchRules
 from batchtrain.tuning.shapes import Shapes
-from batchtrain.tuning.corners import check_space
 from batchtrain.tuning.standing import SearchWatch
 from batchtrain.tuning.table import run_summary, table_document
 from batchtrain.tuning.trials import Goal, TrialRecord, best_trial
@@ -154,7 +154,7 @@ class _Tuning:
     @cached_property
     def shapes(self) -> Shapes:
         """How trials are trained."""
-        return Shapes(self.loaded, self.prepared, self.goals)
+        return Shapes(self.loaded, self.spec, self.prepared, self.goals)
 
     @cached_property
     def state(self) -> Search:
@@ -171,9 +171,7 @@ class _Tuning:
         loop = SearchLoop(
             self.state,
             self.layout,
-            SearchWatch(
-                self.goals, trials=self.state.rules.most_trials, trial_rows=self._rows({})
-            ),
+            SearchWatch(self.goals, trials=self.state.rules.most_trials, trial_rows=self._rows({})),
             self.progress,
             self.document,
             self.spec.max_time,
@@ -217,7 +215,9 @@ class _Tuning:
 
     def document(self, run: RunResult | None = None) -> dict[str, Any]:
         """The table as it is now."""
-        return table_document(self.loaded, self.goals, self.state, run_summary(run))
+        return table_document(
+            self.loaded.spec.name, self.spec, self.goals, self.state, run_summary(run)
+        )
 
     def finish(self, address: str | None) -> SearchResult:
         """Write what people look at, then run the best spec as any other.
@@ -282,7 +282,12 @@ def search_of(loaded: LoadedSpec) -> SearchSpec:
     return loaded.spec.search
 
 
-def search_rules(loaded: LoadedSpec, goals: Sequence[Goal], shapes: Shapes, rows: Callable[[Mapping[str, Any]], int]) -> SearchRules:
+def search_rules(
+    loaded: LoadedSpec,
+    goals: Sequence[Goal],
+    shapes: Shapes,
+    rows: Callable[[Mapping[str, Any]], int],
+) -> SearchRules:
     """What the search of a spec goes by."""
     spec, seed = search_of(loaded), loaded.spec.seed
     proposer = make_proposer(spec, seed, goals)

@@ -8,8 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from batchtrain.pipeline import RunResult
-from batchtrain.spec.load import LoadedSpec
-from batchtrain.spec.search import scheduler_of
+from batchtrain.spec.search import SearchSpec, scheduler_of
 from batchtrain.tuning.search import Search
 from batchtrain.tuning.trials import Goal, best_trial, pareto_front
 
@@ -20,7 +19,8 @@ VALID = ("valid_loss", "valid_accuracy", "valid_r2")
 
 
 def table_document(
-    loaded: LoadedSpec,
+    name: str,
+    search: SearchSpec,
     goals: Sequence[Goal],
     state: Search,
     best_run: Mapping[str, Any] | None = None,
@@ -28,20 +28,19 @@ def table_document(
     """Make the table.
 
     Args:
-        loaded: The spec of the search.
+        name: Of the spec.
+        search: The section of the spec.
         goals: What becomes best.
         state: The search as far as it came.
         best_run: What the ordinary run of the best spec gave; None before that.
     """
-    search = loaded.spec.search
-    assert search is not None
     records = state.trials()
     best = best_trial([each for each in records if each.is_over], goals)
     scheduler = scheduler_of(search)
     shapes = [state.shapes[each.number] for each in records]
     return {
         "format": FORMAT,
-        "name": loaded.spec.name,
+        "name": name,
         "goals": [asdict(goal) for goal in goals],
         "algorithm": search.algorithm,
         "scheduler": scheduler.model_dump(mode="json") if scheduler else None,

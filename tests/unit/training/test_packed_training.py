@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from batchtrain.artifacts.prepared import PreparedData
-from batchtrain.errors import ArtifactError, DivergedError
 from batchtrain.spec.load import LoadedSpec, load_spec
-from batchtrain.training.packed import dropout
-from batchtrain.training.packed.rules import pack_key, why_not_packed
-from batchtrain.training.packed.states import MemberState, states_from_bytes, states_to_bytes
 from batchtrain.training.packed.training import PackedTraining
-from tests.support.builders import mixed_table, prepared_for, quantity_table, run, spec_for
+from tests.support.builders import mixed_table, prepared_for, run, spec_for
 
 SPLIT = {"kind": "random", "fractions": {"train": 0.6, "valid": 0.2, "test": 0.2}, "seed": 5}
 RATES = ("training.optimizer.lr=0.01", "training.optimizer.lr=0.002")

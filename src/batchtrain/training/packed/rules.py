@@ -60,6 +60,8 @@ def _of_training(spec: RunSpec) -> Iterator[str]:
     for key, usual in (("precision", "float32"), ("compile", False), ("micro_batch", "auto")):
         if getattr(training, key) not in {"auto", usual}:
             yield f"`training.{key}: {_text(getattr(training, key))}` is not packed"
+    if training.changes:
+        yield "`training.changes` is for trials that are each trained alone"
     if training.on_nan != "stop":
         yield f"`training.on_nan: {training.on_nan}` is not packed"
     if training.checkpoint.keep_best > 1:

@@ -54,7 +54,8 @@ def states_to_bytes(states: Mapping[int, MemberState]) -> bytes:
     text = json.dumps(documents, allow_nan=False).encode()
     tensors = {DOCUMENTS: torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy())}
     for number, state in states.items():
-        tensors |= {f"{number}/{name}": value for name, value in state.tensors.items()}
+        # Heirs of one parent may still share its best weights, which safetensors refuses.
+        tensors |= {f"{number}/{name}": value.clone() for name, value in state.tensors.items()}
     return safetensors.torch.save(tensors)
 
 
