@@ -57,8 +57,8 @@ def _run_lines(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "rows", f"{splits}{dropped}"
     widths = f"{features['numeric']:,} numeric, {features['categorical']:,} categorical"
     yield "features", f"{widths}; {document['task']}"
-    epoch = f"{batches['per_epoch']:,} batches of {batches['rows']:,} rows"
-    yield "steps", f"{batches['steps']:,}: {batches['epochs']:,} epochs of {epoch}"
+    epoch = f"{_some(batches['per_epoch'], 'batch', 'es')} of {_some(batches['rows'], 'row')}"
+    yield "steps", f"{batches['steps']:,}: {_some(batches['epochs'], 'epoch')} of {epoch}"
     count = "an unknown number of" if model["parameters"] is None else f"{model['parameters']:,}"
     yield "model", f"{model['kind']}, {count} parameters"
     free = "" if memory["available"] is None else f", of {_size(memory['available'])} that are free"
@@ -108,8 +108,9 @@ def _search_lines(search: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         )
         yield "rungs", f"at most {rungs}"
     for shape in search["shapes"]:
-        how = f"{shape['packs']:,} packs" if shape["packs"] else f"alone: {shape['why_alone']}"
-        yield "packs", f"{shape['trials']:,} trials of {shape['shape']}, {how}"
+        packs = f"in {_some(shape['packs'], 'pack')}" if shape["packs"] else "alone"
+        why = f": {shape['why_alone']}" if shape["why_alone"] else ""
+        yield "packs", f"{_some(shape['trials'], 'trial')} of {shape['shape']}, {packs}{why}"
     together = search["concurrent"]
     yield "at a time", "as many as fit" if together is None else f"{together:,} at most"
     yield "trained", f"{search['rows_at_most']:,} rows at most"
@@ -117,6 +118,10 @@ def _search_lines(search: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "trained", f"about {duration(search['seconds_at_most'])} of training at most, {ALONE}"
     for note in search["notes"]:
         yield "note", note
+
+
+def _some(how_many: int, what: str, several: str = "s") -> str:
+    return f"{how_many:,} {what}{'' if how_many == 1 else several}"
 
 
 def _size(size: float) -> str:

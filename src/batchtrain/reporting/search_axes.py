@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ class KeyAxis:
         high: The highest.
         is_log: Whether the numbers are laid out by their logarithm.
         is_whole: Whether they are whole.
-        categories: The values as text, where they are no range of numbers.
+        categories: The values as JSON, where they are no range of numbers.
+        texts: The same as people read them; two that differ may read alike.
     """
 
     key: str
@@ -42,6 +44,7 @@ class KeyAxis:
     is_log: bool = False
     is_whole: bool = False
     categories: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
 
     def place(self, values: Mapping[str, Any]) -> float | None:
         """Where a trial's value lies, 0 to 1; None where the key was not set in it."""
@@ -50,8 +53,8 @@ class KeyAxis:
         value = values[self.key]
         if self.categories:
             last = len(self.categories) - 1
-            text = value_text(value)
-            return self.categories.index(text) / last if last and text in self.categories else 0.5
+            found = _as_json(value)
+            return self.categories.index(found) / last if last and found in self.categories else 0.5
         return self._number_place(float(value))
 
     @property
@@ -62,7 +65,7 @@ class KeyAxis:
             step = math.ceil(len(self.categories) / MOST_TICKS)
             return [
                 (place / last if last else 0.5, shortened(text, 14))
-                for place, text in enumerate(self.categories)
+                for place, text in enumerate(self.texts)
                 if place % step == 0
             ]
         return [(self._number_place(value), number(value)) for value in self._tick_values()]
@@ -188,18 +191,21 @@ def _key_axis(
     kind = next((name for name in kinds if distribution.get(name) is not None), "")
     is_number = all(_is_number(each) for each in values)
     if not is_number or kind == "choice":
-        listed = [value_text(each) for each in distribution.get("choice") or ()]
-        found = {value_text(each) for each in values}
-        if not listed and is_number:
-            listed = [value_text(each) for each in sorted(values)]
-        others = sorted(found - set(listed))
-        return KeyAxis(key, label, categories=tuple(dict.fromkeys([*listed, *others])))
+        listed = list(distribution.get("choice") or ()) or (sorted(values) if is_number else [])
+        # What is no choice, as in the table of another version, comes after those that are.
+        others = sorted((each for each in values if each not in listed), key=_as_json)
+        known = {_as_json(each): value_text(each) for each in [*listed, *others]}
+        return KeyAxis(key, label, categories=tuple(known), texts=tuple(known.values()))
     # Population-based training may leave the bounds.
-    known = [*values, *(each for each in distribution.get(kind) or () if _is_number(each))]
-    low, high = float(min(known)), float(max(known))
+    numbers = [*values, *(each for each in distribution.get(kind) or () if _is_number(each))]
+    low, high = float(min(numbers)), float(max(numbers))
     is_log = kind.startswith("log_") and low > 0
     is_whole = kind in {"int", "log_int"} or all(isinstance(each, int) for each in values)
     return KeyAxis(key, label, low, high, is_log, is_whole)
+
+
+def _as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _is_number(value: Any) -> bool:

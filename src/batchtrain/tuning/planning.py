@@ -133,11 +133,11 @@ def plan_document(run: PlannedRun, search: SearchOutline | None = None) -> dict[
     """
     task, plan = run.task, run.task.plan
     machine, prepared = task.machine, task.prepared
-    times, why_no_time = _times(task)
+    times, no_time = _times(task)
     rows = {split: prepared.num_rows(split) for split in SPLITS}
     measured_rows = sum(rows[split] for split in task.measured)
     seconds = None
-    if times is not None:
+    if times is not None and not no_time:
         seconds = _seconds(times, plan.last_step, plan.epochs, measured_rows)
     document: dict[str, Any] = {
         "spec": str(run.loaded.path),
@@ -170,8 +170,8 @@ def plan_document(run: PlannedRun, search: SearchOutline | None = None) -> dict[
         "compile": machine.compile,
         "time": {
             "seconds": seconds,
-            "step_seconds": times.step_seconds if times else None,
-            "source": SOURCE_OF_TIME.format(steps=times.steps) if times else why_no_time,
+            "step_seconds": times.step_seconds if times and not no_time else None,
+            "source": no_time or SOURCE_OF_TIME.format(steps=times.steps if times else 0),
         },
         "notes": _notes(run),
         "search": None if search is None else search.to_json(),
@@ -226,12 +226,20 @@ def _workers(task: TrainTask, engine: str) -> Placement:
 
 
 def _times(task: TrainTask) -> tuple[StepTimes | None, str]:
-    """What was measured, or why nothing could be."""
-    if task.machine.device == "cuda" and not torch.cuda.is_available():
-        return None, "there is no estimate, since this machine has no CUDA device"
-    alone = replace(task, machine=replace(task.machine, workers=1, compile=False))
-    with machine_in_force(alone.machine):
-        return time_steps(alone), ""
+    """What was measured, and why it tells nothing of the time of a run; empty where it does."""
+    missing = ""
+    machine = replace(task.machine, workers=1, compile=False)
+    if machine.device == "cuda" and not torch.cuda.is_available():
+        missing = "there is no estimate, since this machine has no CUDA device"
+        machine = replace(machine, device="cpu")
+    try:
+        with machine_in_force(machine):
+            return time_steps(replace(task, machine=machine)), missing
+    except TrainingError:
+        if not missing:
+            raise
+        # Such as a precision that this machine has not either.
+        return None, missing
 
 
 def _seconds(times: StepTimes, steps: int, epochs: int, measured_rows: int) -> float:

@@ -258,6 +258,10 @@ def test_a_value_lies_on_its_axis_by_the_scale_of_its_distribution() -> None:
     assert kind.ticks == [(0.0, "step"), (1.0, "cosine")]
     assert gamma.place({KIND: "cosine"}) is None
     assert gamma.place({GAMMA: 0.5}) == pytest.approx(0.5)
+    close = {LR: {"choice": [0.123456, 0.123457]}}
+    alike = [trial(n, values={LR: close[LR]["choice"][n]}) for n in range(2)]
+    (axis,) = key_axes(SearchContent.from_json(table(alike, distributions=close)))
+    assert [axis.place(each["values"]) for each in alike] == [0.0, 1.0]
     beyond = SearchContent.from_json(table([trial(0, values={LR: 0.2})]))
     assert key_axes(beyond)[0].place({LR: 0.2}) == 1.0  # population-based training left the range
     assert KeyAxis("a", "a", low=1.0, high=1.0).place({"a": 1.0}) == 0.5

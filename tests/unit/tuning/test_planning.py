@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.cli.app import app
+from batchtrain.cli.plan import show_plan
 from batchtrain.spec.search import Distribution, SearchSpec
-from batchtrain.tuning.outline import distribution_words, most_epochs, outline_of
+from batchtrain.tuning.outline import (
+    BracketOutline,
+    SearchOutline,
+    ShapeOutline,
+    distribution_words,
+    most_epochs,
+    outline_of,
+)
 from batchtrain.tuning.planning import plan_document, plan_run
 from tests.support.builders import all_files, mixed_table, quantity_table, run, spec_for, storage_of
+
+NETWORK = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, inputs):
+        super().__init__()
+        self.layer = nn.Linear(inputs.num_numeric, inputs.num_outputs)
+
+    def forward(self, numeric_BF, codes_BC):
+        return self.layer(numeric_BF)
+"""
+
+PLANNED: dict[str, Any] = {
+    "rows": {"train": 40, "valid": 0, "test": 10, "dropped": 0, "input": 50},
+    "task": "regression",
+    "features": {"numeric": 1, "categorical": 0},
+    "batches": {"rows": 40, "per_epoch": 1, "epochs": 1, "steps": 1, "lanes": 1},
+    "model": {"kind": "linear", "parameters": 2, "trained": 2},
+    "memory": {"rows": 400, "model": 16, "available": None, "kept": "resident"},
+    "engine": {"name": "embedded", "why": "it is small"},
+    "workers": {"count": 1, "why": "1 worker"},
+    "device": "cpu",
+    "compile": False,
+    "time": {"seconds": None, "step_seconds": None, "source": "no estimate"},
+    "notes": [],
+    "published": ["prepare"],
+}
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -127,6 +166,61 @@ def test_a_person_reads_rows_steps_memory_and_the_search(
     assert any("asha (first_epochs 1, factor 4)" in line for line in lines)
     assert any(f"{12 * 3 * 62:,} rows at most" in line for line in lines)
     assert not storage_of(loaded).root.exists()
+
+
+def test_rungs_and_packs_of_a_search_are_shown() -> None:
+    outline = SearchOutline(
+        algorithm="tpe",
+        trials=64,
+        space={"model.hidden": "one of 8, 8-4"},
+        goals=(("valid_loss", "min"), ("parameters", "min")),
+        scheduler="asha",
+        settings={"factor": 4},
+        brackets=(BracketOutline(rungs=(1, 4, 16), trials=(64, 16, 4)),),
+        shapes=(
+            ShapeOutline("[8]", trials=63, packs=2),
+            ShapeOutline("[8, 4]", trials=1, why_alone="it has its own steps"),
+        ),
+        rows_at_most=123_456,
+        concurrent=3,
+        notes=("a note",),
+    )
+    document = {**PLANNED, "search": {**outline.to_json(), "seconds_at_most": 90.0}}
+    written = io.StringIO()
+    show_plan(document, Console(file=written, width=100))
+    said = [line.strip() for line in written.getvalue().splitlines()]
+    wanted = [
+        "steps      1: 1 epoch of 1 batch of 40 rows",
+        "search     64 trials, tpe; min valid_loss, min parameters",
+        "scheduler  asha (factor 4)",
+        "rungs      at most 64 to epoch 1, 16 to epoch 4, 4 to epoch 16",
+        "packs      63 trials of [8], in 2 packs",
+        "1 trial of [8, 4], alone: it has its own steps",
+        "at a time  3 at most",
+        "trained    123,456 rows at most",
+    ]
+    assert [line for line in said if line in wanted] == wanted
+    assert json.loads(json.dumps(document)) == json.loads(json.dumps(document, allow_nan=False))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about a machine without one")
+def test_a_device_that_is_elsewhere_is_planned_for_without_an_estimate(tmp_path: Path) -> None:
+    loaded = spec_for(tmp_path, mixed_table(), resources={"device": "cuda"})
+    document = plan_document(plan_run(loaded))
+    assert document["device"] == "cuda"
+    assert document["model"]["parameters"] > 0
+    assert document["time"]["seconds"] is None
+    assert "no CUDA device" in document["time"]["source"]
+
+
+def test_a_class_of_the_users_is_planned_for_where_it_may_run(tmp_path: Path) -> None:
+    (tmp_path / "planned_nets.py").write_text(NETWORK)
+    model = {"kind": "custom", "target": "planned_nets:Net"}
+    loaded = spec_for(tmp_path, mixed_table(gaps=False), model=model)
+    document = plan_document(plan_run(loaded, allow_code=["planned_nets"]))
+    assert document["model"]["parameters"] == document["features"]["numeric"] * 3 + 3
+    refused, found, _ = planned_json(loaded.path)
+    assert (refused, "planned_nets" in found["message"]) == (2, True)
 
 
 def test_an_outline_counts_rows_by_the_longest_trial_and_the_budget() -> None:
