@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from batchtrain.training.packed.network import Masks
+from batchtrain.training.packed.layers import Buffers, Masks
 from batchtrain.training.passes import dropout_seed, seed_dropout
 
 __all__ = ["DropoutMasks"]
@@ -49,6 +49,7 @@ class DropoutMasks:
         self._is_needed = any(share > 0 for each in shares for share in each)
         self._is_shared = device.type == "cpu" and draws_can_be_shared()
         self._generator = torch.Generator()
+        self._buffers = Buffers()
         # Layers that draw nothing shift the draws of those after them.
         keys = [(seed, *self._draws(number)) for number, seed in enumerate(self._seeds)]
         drawing = sorted({key for key in keys if any(key[1:])})
@@ -74,7 +75,7 @@ class DropoutMasks:
         if not self._is_shared:
             return self._drawn_by_each(step, rows)
         edges = [0, *accumulate(rows * width for width in self._widths)]
-        numbers_GN = torch.empty((len(self._groups), edges[-1]), dtype=torch.float64)
+        numbers_GN = self._numbers(edges[-1])
         for (seed, *draws), numbers_N in zip(self._groups, numbers_GN.unbind(), strict=True):
             self._generator.manual_seed(seed + step)
             for is_drawn, (first, end) in zip(draws, pairwise(edges), strict=True):
@@ -83,16 +84,22 @@ class DropoutMasks:
         if len(self._groups) > 1:
             numbers_GN = numbers_GN.index_select(0, self._group_K)
         return [
-            self._mask(numbers_GN[:, first:end], place).view(-1, rows, self._widths[place])
+            self._mask(numbers_GN[:, first:end], place, rows)
             for place, (first, end) in enumerate(pairwise(edges))
         ]
 
-    def _mask(self, numbers_GN: Tensor, place: int) -> Tensor:
-        """[K, N] of 0, and where the number is below what is kept, of the scale."""
+    def _mask(self, numbers_GN: Tensor, place: int, rows: int) -> Tensor:
+        """[K, B, H] of 0, and where the number is below what is kept, of the scale."""
         keep_K1, scale_K1 = self._keep_K1[place], self._scale_K1[place]
-        kept_KN = torch.empty((len(keep_K1), numbers_GN.shape[1]), dtype=torch.float64)
+        shape = (len(keep_K1), numbers_GN.shape[1])
         # With an output of the inputs' type the comparison takes a third of the time.
-        return torch.lt(numbers_GN, keep_K1, out=kept_KN).float().mul_(scale_K1)
+        kept_KN = self._buffers.get(f"kept {place}", shape, keep_K1)
+        mask_KN = self._buffers.get(f"mask {place}", shape, scale_K1)
+        mask_KN.copy_(torch.lt(numbers_GN, keep_K1, out=kept_KN)).mul_(scale_K1)
+        return mask_KN.view(-1, rows, self._widths[place])
+
+    def _numbers(self, count: int) -> Tensor:
+        return self._buffers.get("numbers", (len(self._groups), count), self._keep_K1[0])
 
     def _draws(self, number: int) -> Iterator[bool]:
         return (share > 0 for share in self._shares[number])

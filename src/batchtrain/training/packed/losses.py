@@ -6,6 +6,7 @@ Shapes: K trials, B rows, O outputs, N sums: of losses, of squared errors, of ro
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,28 +14,43 @@ from torch import Tensor
 from batchtrain.errors import DataError
 from batchtrain.models.inputs import Batch
 from batchtrain.models.losses import Loss
+from batchtrain.training.packed.layers import Given
 from batchtrain.training.packed.network import PackedNetwork
 from batchtrain.training.packed.rows import PackedBatch, packed_blocks
 from batchtrain.training.passes import TINY
 from batchtrain.training.rows import ResidentSplit
 
-__all__ = ["batch_losses", "measure_all"]
+__all__ = ["BatchLosses", "batch_losses", "measure_all"]
 
 
-def batch_losses(
-    loss: Loss, outputs_KBO: Tensor, batch: PackedBatch
-) -> tuple[Tensor, Tensor | None]:
-    """The training loss of each trial's batch [K], and what its rows weigh, float64 [K].
+@dataclass(frozen=True)
+class BatchLosses:
+    """What a batch of each trial gave.
 
-    The weights are None where each row weighs 1. The gradient of the losses' sum is that of each
-    trial's own loss, since no trial's weights are in another's.
+    Attributes:
+        losses_K: The training loss of each trial, float32.
+        weighs_K: What its rows weigh, float64; None where each row weighs 1.
+        grad_KBO: The gradient of each trial's loss for its outputs.
     """
+
+    losses_K: Tensor
+    weighs_K: Tensor | None
+    grad_KBO: Tensor
+
+
+def batch_losses(loss: Loss, outputs_KBO: Tensor, batch: PackedBatch) -> BatchLosses:
+    """The training loss of each trial's batch, and its gradient."""
+    outputs_KBO = outputs_KBO.detach().requires_grad_()
     losses_KB, weight_KB = _of_rows(loss, outputs_KBO, batch)
+    weighs_K = None
     if weight_KB is None:
-        return losses_KB.mean(dim=1), None
-    total_K = weight_KB.double().sum(dim=1)
-    # 0 / 0 would be NaN.
-    return (losses_KB * weight_KB).sum(dim=1) / total_K.clamp_min(TINY).float(), total_K
+        share_KB = torch.full_like(losses_KB, 1 / len(batch))
+    else:
+        weighs_K = weight_KB.double().sum(dim=1)
+        # 0 / 0 would be NaN.
+        share_KB = weight_KB / weighs_K.clamp_min(TINY).float().unsqueeze(1)
+    (grad_KBO,) = torch.autograd.grad(losses_KB, outputs_KBO, share_KB)
+    return BatchLosses((losses_KB.detach() * share_KB).sum(dim=1), weighs_K, grad_KBO)
 
 
 @torch.no_grad()
@@ -52,7 +68,7 @@ def measure_all(
     sums_NK = torch.zeros((3, trials), dtype=torch.float64, device=split.target_N.device)
     weighs = 0.0
     for batch in packed_blocks(split, trials):
-        outputs_KBO = network(weights, batch.numeric_KBF, batch.codes_KBC)
+        outputs_KBO = network.forward(batch.numeric_KBF, batch.codes_KBC, Given(weights))
         losses_KB, weight_KB = _of_rows(loss, outputs_KBO, batch)
         losses_KB = losses_KB.double()
         if weight_KB is None:

@@ -95,6 +95,11 @@ class Member:
         return bool(self.error or self.ended_by) or self.epoch >= self.plan.epochs
 
     @property
+    def is_recorded(self) -> bool:
+        """Whether the history holds the latest epoch."""
+        return bool(self.history) and self.history[-1]["epoch"] == self.epoch
+
+    @property
     def rows(self) -> int:
         """The rows that it was trained with, over all epochs."""
         return self.plan.rows_before(self.step)

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from batchtrain.models.losses import Loss
 from batchtrain.training.packed.dropout import DropoutMasks
+from batchtrain.training.packed.layers import Given
 from batchtrain.training.packed.layout import Layout
-from batchtrain.training.packed.losses import batch_losses
+from batchtrain.training.packed.losses import BatchLosses, batch_losses, measure_all
 from batchtrain.training.packed.member import Member
 from batchtrain.training.packed.network import PackedNetwork
 from batchtrain.training.packed.optimizer import PackedOptimizer
 from batchtrain.training.packed.rows import PackedBatch
+from batchtrain.training.rows import ResidentSplit
 
 __all__ = ["Program"]
 
@@ -30,6 +32,7 @@ class Program:
 
     Attributes:
         members: The trials.
+        weights: Each parameter of all of them: [K, *shape].
     """
 
     def __init__(
@@ -61,7 +64,7 @@ class Program:
         weights_KP, *moments_KP = self._moving
         grads_KP = torch.zeros_like(weights_KP)
         self._grads = layout.views(grads_KP)
-        self._weights = [view.requires_grad_() for view in layout.views(weights_KP)]
+        self.weights = layout.views(weights_KP)
         self._masks = DropoutMasks(
             [member.facts.spec.seed for member in members],
             shares,
@@ -76,29 +79,22 @@ class Program:
             moments_KP,
             step=members[0].step,
         )
-        self._layout = layout
 
-    @property
-    def weights(self) -> list[Tensor]:
-        """Each parameter of all trials: [K, *shape]."""
-        return self._layout.views(self._moving[0])
-
-    def step(self, batch: PackedBatch, step: int) -> tuple[Tensor, Tensor | None]:
-        """Take a step of every trial.
-
-        Returns:
-            The losses before it, [K] on the device, and what the rows weigh; see `batch_losses`.
-        """
+    def step(self, batch: PackedBatch, step: int) -> BatchLosses:
+        """Take a step of every trial; give the losses before it, on the device."""
         for member in self.members:
             if member.schedule.per_step:
                 member.schedule.before_step(step)
-        masks = self._masks.draw(step, len(batch))
-        outputs = self._network(self._weights, batch.numeric_KBF, batch.codes_KBC, masks)
-        losses_K, weighs_K = batch_losses(self._loss, outputs, batch)
-        grads = torch.autograd.grad(losses_K.sum(), self._weights)
-        torch._foreach_copy_(self._grads, grads)
+        given = Given(self.weights, self._masks.draw(step, len(batch)), self._grads)
+        outputs_KBO = self._network.forward(batch.numeric_KBF, batch.codes_KBC, given)
+        losses = batch_losses(self._loss, outputs_KBO, batch)
+        self._network.backward(losses.grad_KBO, batch.codes_KBC, given)
         self._optimizer.step([member.learning_rate() for member in self.members])
-        return losses_K.detach(), weighs_K
+        return losses
+
+    def measure(self, split: ResidentSplit, name: str) -> list[dict[str, float]]:
+        """Loss and score of each trial on a split; see `measure_all`."""
+        return measure_all(self._network, self.weights, self._loss, split, name)
 
     def copies(self) -> list[Tensor]:
         """A copy of all that a step changes."""
@@ -108,8 +104,3 @@ class Program:
         """Put back what `copies` gave."""
         for rows_KP, copy_KP in zip(self._moving, copies, strict=True):
             rows_KP.copy_(copy_KP)
-
-    def finite(self) -> list[bool]:
-        """Whether all numbers of each trial are finite; this waits for the device."""
-        found = torch.stack([rows_KP.isfinite().all(dim=1) for rows_KP in self._moving])
-        return [bool(is_finite) for is_finite in found.all(dim=0).tolist()]

@@ -30,7 +30,7 @@ from batchtrain.spec.run import ResourcesSpec
 from batchtrain.training.facts import TrainingFacts
 from batchtrain.training.machine import choose_machine, machine_in_force
 from batchtrain.training.packed.layout import Layout
-from batchtrain.training.packed.losses import measure_all
+from batchtrain.training.packed.losses import BatchLosses
 from batchtrain.training.packed.member import Member
 from batchtrain.training.packed.network import PackedNetwork
 from batchtrain.training.packed.program import Program
@@ -90,11 +90,10 @@ class PackedTraining:
         first = all_facts[0]
         models = [facts.spec.model for facts in all_facts]
         # Its weights are not what is asked for.
-        reference = build_model(_with_all_dropouts(models), first.inputs, seed=0)
-        self._layout = Layout.of(reference)
-        self._network = PackedNetwork(reference, first.inputs.cardinalities)
+        self._reference = build_model(_with_all_dropouts(models), first.inputs, seed=0)
+        self._layout = Layout.of(self._reference)
         keys = _dropout_keys(models)
-        repeats = len(self._network.dropout_widths) // max(1, len(keys))
+        repeats = len(self._new_network(first).dropout_widths) // max(1, len(keys))
         found = states or [None] * len(all_facts)
         self.members = [
             Member(facts, self._layout, state)
@@ -138,12 +137,12 @@ class PackedTraining:
             while self._program is not None and self._program.members[0].epoch < epoch:
                 if stop_requested():
                     return False
-                trials = len(self._program.members)
+                trials, member = len(self._program.members), self._program.members[0]
+                before, rows = member.epoch, member.plan.order.num_rows
                 if not self._train_epoch(self._program, stop_requested):
                     return False
-                over = self._program.members[0].plan.order.num_rows
                 self._leave_out_the_over()
-                on_epoch(max(member.epoch for member in self.members), trials * over)
+                on_epoch(before + 1, trials * rows)
             self._check_finite()
         return True
 
@@ -167,7 +166,7 @@ class PackedTraining:
         if members:
             self._program = Program(
                 members,
-                self._network,
+                self._new_network(self._facts),
                 self._layout,
                 self._loss,
                 [self._shares[id(member)] for member in members],
@@ -176,7 +175,7 @@ class PackedTraining:
 
     def _measure_the_untrained(self) -> None:
         """Epoch 0 of the history, as every run has it."""
-        if self._program is None or self._program.members[0].history:
+        if self._program is None or all(each.history for each in self._program.members):
             return
         self._record(self._program, [None] * len(self._program.members))
         self._leave_out_the_over()
@@ -190,11 +189,13 @@ class PackedTraining:
         plans = [member.plan for member in members]
         batches = packed_batches(self._splits["train"], plans, members[0].epoch)
         for taken, batch in enumerate(batches, 1):
-            losses.add(*program.step(batch, first + taken - 1), len(batch))
+            losses.add(program.step(batch, first + taken - 1), len(batch))
             if taken % FLUSH_STEPS == 0:
                 losses.flush()
                 if before is not None and taken < steps and stop_requested():
                     program.put_back(before)
+                    # The optimizer has counted the steps; a new one begins at the trials' own.
+                    self._program = None
                     return False
         losses.flush()
         for member, bad in zip(members, losses.first_bad(), strict=True):
@@ -214,9 +215,7 @@ class PackedTraining:
         """Measure all trials, and close the epoch of those that have not failed."""
         found: list[dict[str, float]] = [{} for _ in program.members]
         for split in self._facts.measured:
-            scores = measure_all(
-                self._network, program.weights, self._loss, self._splits[split], split
-            )
+            scores = program.measure(self._splits[split], split)
             for member, mine, of_split in zip(program.members, found, scores, strict=True):
                 if not math.isfinite(of_split["loss"]) and not member.error:
                     member.error = (
@@ -225,7 +224,7 @@ class PackedTraining:
                     )
                 mine |= {f"{split}_{name}": value for name, value in of_split.items()}
         for member, train_loss, scores_of in zip(program.members, train_losses, found, strict=True):
-            if not member.error:
+            if not member.error and not member.is_recorded:
                 _close_epoch(member, train_loss, scores_of)
 
     def _check_finite(self) -> None:
@@ -240,6 +239,9 @@ class PackedTraining:
                     f"expected finite weights after step {member.step}, found NaN or infinity. "
                     "Lower `training.optimizer.lr`, or look for extreme values in the data"
                 )
+
+    def _new_network(self, facts: TrainingFacts) -> PackedNetwork:
+        return PackedNetwork(self._reference, facts.inputs.cardinalities)
 
     @contextmanager
     def _in_force(self) -> Iterator[torch.device]:
@@ -264,9 +266,10 @@ class _EpochLosses:
         self._bad: list[tuple[int, float] | None] = [None] * trials
         self._read = 0
 
-    def add(self, losses_K: Tensor, weighs_K: Tensor | None, rows: int) -> None:
-        """Take the losses of a step, and what its rows weigh; None where each weighs 1."""
-        self._waiting.append((losses_K, rows if weighs_K is None else weighs_K))
+    def add(self, losses: BatchLosses, rows: int) -> None:
+        """Take the losses of a step of so many rows."""
+        weighs = rows if losses.weighs_K is None else losses.weighs_K
+        self._waiting.append((losses.losses_K, weighs))
 
     def flush(self) -> None:
         """Read what is on the device."""
