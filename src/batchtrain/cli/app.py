@@ -213,6 +213,7 @@ def tune(
 ) -> None:
     """Search for the best values; go on with a search that was cut, and run the best spec."""
     with command_outcome(as_json=as_json):
+        from batchtrain.cli.search_result import show_search
         from batchtrain.tuning.stage import tune_spec
 
         loaded = load_spec(spec, overrides or [])
@@ -222,14 +223,12 @@ def tune(
                 loaded, progress=progress, allow_code=allow_code or [], address=address
             )
         document = result.to_json()
-        for name, url in (
-            ("table", document["table"]),
-            ("page", document["page"]),
-            ("best", document["best_spec"]),
-            ("bundle", (document["run"] or {}).get("bundle")),
-        ):
-            if url:
-                console.print(f"{name:<9} {_short(url)}", markup=False, soft_wrap=True)
+        bundle = (document["run"] or {}).get("bundle")
+        places = {"table": document["table"], "page": document["page"]}
+        places |= {"spec": document["best_spec"], **({"bundle": bundle} if bundle else {})}
+        show_search(
+            result.document, console, places={word: _short(url) for word, url in places.items()}
+        )
         if as_json:
             print_json(document)
 

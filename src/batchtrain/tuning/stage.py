@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -179,12 +180,21 @@ class _Tuning:
         executor, why = self._executor()
         if why:
             self.progress.note(why)
+        self.progress.stage_started("search")
+        began = time.monotonic()
         try:
             with stop_on_signals() as stop_requested:
                 executor(loop, stop_requested)
         finally:
             with suppress(StorageError):
                 loop.write_table()
+        done = len(self.state.trials())
+        self.progress.stage_finished(
+            "search",
+            "resumed" if loop.reused else "built",
+            f"{done} trials",
+            time.monotonic() - began,
+        )
 
     def _executor(self) -> tuple[Executor, str]:
         """What carries the search out, and why it is not this process."""
