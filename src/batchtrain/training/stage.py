@@ -100,9 +100,8 @@ def train(
     _clean(layout, progress)
     if stop_requested():
         raise _stopped_after(artifact)
-    if status == "built" and owner.checkpoint is not None:
-        status = "resumed"
-    return TrainedModel(artifact), status
+    is_resumed = status == "built" and owner.checkpoint is not None
+    return TrainedModel(artifact), "resumed" if is_resumed else status
 
 
 def _published_by_any(

@@ -60,7 +60,7 @@ halving = st.one_of(
 orders = st.lists(st.integers(0, 50), max_size=60)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(
     st.lists(fates, min_size=1, max_size=14),
     halving,
@@ -102,7 +102,7 @@ def test_whoever_comes_first_the_table_and_the_work_are_the_same(
         assert len(unit.members) <= one_by_one.search.shapes[unit.numbers[0]].size
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(
     st.lists(fates.map(lambda each: replace(each, shape="packed")), min_size=2, max_size=10),
     st.builds(Pbt, kind=st.just("pbt"), interval_epochs=st.integers(1, 5)),
