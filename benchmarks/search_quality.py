@@ -108,9 +108,9 @@ class Trainings:
             seen = self._objective.train(
                 course.state, member.values, epoch, seed=self._seed, number=member.number
             )
-            is_best = course.best is None or seen.loss < course.best.loss
-            better = {"best": seen, "best_epoch": epoch} if is_best else {}
-            course = replace(course, state=seen.state, **better)
+            course = replace(course, state=seen.state)
+            if course.best is None or seen.loss < course.best.loss:
+                course = replace(course, best=seen, best_epoch=epoch)
             self.epochs += 1
         if course.best is None:
             raise AssertionError("a unit has an epoch at least")
