@@ -46,7 +46,7 @@ def alone(loaded: LoadedSpec) -> tuple[dict[str, Any], list[dict[str, Any]], dic
     return artifact.manifest.content, [json.loads(line) for line in lines], weights
 
 
-def check_agree(specs: Sequence[LoadedSpec], pack: PackedTraining, tolerance: float = 2e-4) -> None:
+def check_agree(specs: Sequence[LoadedSpec], pack: PackedTraining, tolerance: float = 2e-5) -> None:
     """Hold every trial of a pack against a run of its own."""
     for loaded, member in zip(specs, pack.members, strict=True):
         content, history, weights = alone(loaded)
