@@ -214,6 +214,8 @@ class Search:
         Those of a shape that is packed are dealt anew after the rung, so that packs stay full;
         runs of their own need not wait for each other.
         """
+        if not numbers:
+            return
         parts = [
             numbers[first : first + shape.size] for first in range(0, len(numbers), shape.size)
         ]
