@@ -150,7 +150,8 @@ def _shape_words(trials: Sequence[TrialRecord], others: Sequence[TrialRecord]) -
     words = []
     for key, name in names.items():
         mine, all_values = ({_text(each.values, key) for each in some} for some in (trials, others))
-        if len(mine) == 1 < len(all_values):
+        # What is not set follows from the others.
+        if len(mine) == 1 < len(all_values) and mine != {NOT_SET}:
             words.append(f"{name} {mine.pop()}")
     return ", ".join(words)
 

@@ -16,7 +16,7 @@ from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.engines.job_storage import check_job_storage
 from batchtrain.engines.session import RaySession
 from batchtrain.errors import Problem, SpecError, StorageError, TrainingError
-from batchtrain.pipeline import RunResult, check_custom_code, run_spec
+from batchtrain.pipeline import RunResult, check_custom_code, prepared_rows, run_spec
 from batchtrain.preparation.stage import open_input, prepare, refuse_storage_in_input
 from batchtrain.progress import Progress
 from batchtrain.spec.base import fingerprint_of
@@ -139,9 +139,14 @@ class _Tuning:
         """The rows, which all trials share."""
         refuse_storage_in_input(self.loaded, self.storage)
         engine = chosen_engine(self.loaded, open_input(self.loaded), self.session, self.progress)
-        return prepare(
+        self.progress.stage_started("prepare")
+        began = time.monotonic()
+        prepared, status = prepare(
             self.loaded, self.storage, self.progress, engine=engine, allow_code=self.allow_code
-        )[0]
+        )
+        seconds = time.monotonic() - began
+        self.progress.stage_finished("prepare", status, prepared_rows(prepared)[1], seconds)
+        return prepared
 
     @cached_property
     def layout(self) -> SearchLayout:

@@ -51,8 +51,8 @@ def test_packs_and_trials_alone_are_those_of_the_search(tmp_path: Path, pack: An
     alone = {shape.why_alone: shape.trials for shape in told.shapes if shape.why_alone}
     assert alone == packed["why_not"]
     assert {shape.shape for shape in told.shapes if shape.packs} == {
-        "kind adam, hidden 4",
-        "kind adam, hidden 6-3",
+        "optimizer.kind adam, hidden 4",
+        "optimizer.kind adam, hidden 6-3",
     }
     # Nothing ends a trial early here.
     assert told.rows_at_most == told.rows_expected == done.document["rows"]
