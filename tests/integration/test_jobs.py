@@ -23,6 +23,7 @@ ENTRY_POINTS = {
     "evaluate": "Measure the model of a spec",
     "export": "Export the bundle of an accepted model",
     "predict": "Predict on a table",
+    "tune": "Search for the best values",
     "pipeline": "Prepare, train, evaluate and export",
 }
 MAX_LINES = 15

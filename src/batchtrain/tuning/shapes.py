@@ -33,6 +33,9 @@ CHUNK = 4
 
 STEP_SECONDS = 4e-4
 """What a step of a small model takes here, whatever its size."""
+START_SECONDS = 0.1
+"""What a run of its own takes besides its steps, here: checkpoint, history, event file."""
+
 UNKNOWN_PARAMETERS = 100_000
 
 PACKED_SPEED = 5.0
@@ -96,6 +99,23 @@ class Shapes:
         chunk = CHUNK if self._may_chunk and self.seconds(spec) < SHORT_SECONDS else 1
         return Shape("alone", chunk, is_pack=False, why_alone=why)
 
+    def rows(self, values: Mapping[str, Any]) -> int:
+        """How many rows a trial trains that nothing ends early; none where it cannot begin."""
+        try:
+            spec = with_values(self._loaded, values).spec
+        except SpecError:
+            return 0
+        plan = make_plan(spec.training, row_order(self._prepared, seed=spec.seed))
+        return plan.rows_before(plan.last_step)
+
+    def share(self, values: Mapping[str, Any]) -> float:
+        """About how many times as long as the spec itself a trial takes, each by itself."""
+        try:
+            spec = with_values(self._loaded, values).spec
+        except SpecError:
+            return 0.0
+        return self.seconds(spec) / self.seconds(self._loaded.spec)
+
     def seconds(self, spec: RunSpec) -> float:
         """About how long one core takes to train a spec by itself, at most."""
         plan = make_plan(spec.training, row_order(self._prepared, seed=spec.seed))
@@ -106,7 +126,9 @@ class Shapes:
         """About how long one core takes for so many trials like the spec itself, at most."""
         spec = self._loaded.spec
         size = self._size(spec) if self._why_alone(spec) is None else 1
-        return trials * self.seconds(spec) / (1.0 if size == 1 else PACKED_SPEED)
+        if size == 1:
+            return trials * (START_SECONDS + self.seconds(spec))
+        return trials * self.seconds(spec) / PACKED_SPEED
 
     def _why_alone(self, spec: RunSpec) -> str | None:
         for goal in self._goals:
