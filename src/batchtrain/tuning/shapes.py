@@ -8,6 +8,7 @@ from typing import Any
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.errors import Problem, SpecError
 from batchtrain.spec.base import fingerprint_of
+from batchtrain.spec.data import SPLITS
 from batchtrain.spec.load import LoadedSpec, with_values
 from batchtrain.spec.model import LinearModel, MlpModel, ResNetModel
 from batchtrain.spec.run import RunSpec
@@ -19,6 +20,7 @@ from batchtrain.training.packed.rules import (
     why_not_packed,
 )
 from batchtrain.training.plan import global_batch_rows, make_plan, row_order
+from batchtrain.tuning.held import HELD_BYTES
 from batchtrain.tuning.search import Shape
 from batchtrain.tuning.trials import Goal
 
@@ -37,6 +39,8 @@ START_SECONDS = 0.1
 """What a run of its own takes besides its steps, here: checkpoint, history, event file."""
 
 UNKNOWN_PARAMETERS = 100_000
+ROW_BYTES = 24
+"""Of a row besides its features: target, weight and number."""
 
 PACKED_SPEED = 5.0
 """About so many times as fast is a pack, where packing pays."""
@@ -134,6 +138,10 @@ class Shapes:
         for goal in self._goals:
             if goal.metric not in IN_PACKS:
                 return f"{goal.metric} is not measured in packs"
+        prepared = self._prepared
+        row_bytes = 4 * prepared.num_numeric + 8 * len(prepared.cardinalities) + ROW_BYTES
+        if row_bytes * sum(prepared.num_rows(split) for split in SPLITS) > HELD_BYTES:
+            return "there are more rows than a pack keeps in memory"
         return why_not_packed(spec)
 
     def _size(self, spec: RunSpec) -> int:
