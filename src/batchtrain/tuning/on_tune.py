@@ -83,8 +83,10 @@ class OnTune:
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)
         self.session.connect()
         hush_ray_data()
-        # Tune keeps an actor only for units that wait for one, so as many wait as are at work.
-        desk = _Desk(loop, 2 * concurrent, stop_requested)
+        # Tune keeps an actor only for units that wait for one, so as many wait as are at work. Where
+        # a unit holds no core, nothing else keeps more of them from starting.
+        most = 2 * concurrent if self.resources.cpus else concurrent
+        desk = _Desk(loop, most, stop_requested)
         if desk.is_over():
             return
         board = open_board()
@@ -135,9 +137,7 @@ class OnTune:
 class _Desk:
     """Where Tune asks for units and says what became of them; all in the driver's process."""
 
-    def __init__(
-        self, loop: SearchLoop, most: int, stop_requested: Callable[[], bool]
-    ) -> None:
+    def __init__(self, loop: SearchLoop, most: int, stop_requested: Callable[[], bool]) -> None:
         self._loop = loop
         self._most = most
         self._units: dict[str, Unit] = {}
