@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,10 +19,11 @@ from batchtrain import points
 from batchtrain.storage import FolderStorage
 from batchtrain.storage.objects import ObjectStorage
 from batchtrain.testing.faults import Fault, FaultStorage, PointFaults
-from tests.fault.scenarios import SCENARIOS
+from tests.fault.scenarios import SCENARIOS, SEARCH
 
 __all__ = ["Forks", "forks"]
 
+ALL = {**SCENARIOS, SEARCH.name: SEARCH}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -41,8 +42,11 @@ class Forks:
         faults: Sequence[Fault] = (),
         point_faults: str = "",
         environ: dict[str, str] | None = None,
+        told: Path | None = None,
     ) -> tuple[int, int]:
         """Run a scenario on a folder or an address.
+
+        With `told` each point that it passes becomes a line of that file, before any fault of it.
 
         Returns:
             The number of the signal that ended the process, 0 where it ended by itself, and what
@@ -55,6 +59,7 @@ class Forks:
             "faults": [asdict(fault) for fault in faults],
             "point_faults": point_faults,
             "environ": environ or {},
+            "told": str(told or ""),
         }
         assert self._server.stdin is not None
         assert self._server.stdout is not None
@@ -113,15 +118,27 @@ def _run(order: dict[str, Any], writer: int) -> int:
     place = order["storage"]
     inner = ObjectStorage(place) if "://" in place else FolderStorage(Path(place))
     storage = FaultStorage(inner, [Fault(**fault) for fault in order["faults"]])
-    points.listen(PointFaults.parse(order["point_faults"]))
+    points.listen(_listener(PointFaults.parse(order["point_faults"]), order["told"]))
     try:
-        SCENARIOS[order["scenario"]].run(
+        ALL[order["scenario"]].run(
             storage, Path(order["folder"]), lambda done: os.write(writer, bytes([done]))
         )
     except BaseException:  # noqa: BLE001  # whatever it is, the parent is told
         traceback.print_exc()
         return 1
     return 0
+
+
+def _listener(faults: PointFaults, told: str) -> Callable[[str], None]:
+    if not told:
+        return faults
+    file = os.open(told, os.O_CREAT | os.O_APPEND | os.O_WRONLY)
+
+    def tell(name: str) -> None:
+        os.write(file, f"{name}\n".encode())
+        faults(name)
+
+    return tell
 
 
 def _read_all(reader: int) -> bytes:
@@ -138,6 +155,7 @@ if __name__ == "__main__":
         "batchtrain.evaluation.evaluate",
         "batchtrain.export.export",
         "batchtrain.reporting.svg",
+        "batchtrain.reporting.search",
         "batchtrain.training.train",
     ):
         importlib.import_module(late)

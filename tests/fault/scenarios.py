@@ -31,10 +31,12 @@ from batchtrain.training.owner import RunOwner
 from batchtrain.training.saving import CheckpointWriter
 from batchtrain.training.stage import run_layout, train
 from batchtrain.training.state import Snapshot
+from batchtrain.tuning.stage import tune_spec
 from tests.support.builders import THING
 
 __all__ = [
     "SCENARIOS",
+    "SEARCH",
     "Acknowledge",
     "Scenario",
     "artifacts_of",
@@ -129,6 +131,15 @@ SCENARIOS = {
         Scenario("evaluate and export", evaluate_and_export),
     )
 }
+
+
+def search(storage: Storage, folder: Path, acknowledge: Acknowledge) -> None:
+    """The search of a spec, and the run of the best."""
+    tune_spec(load_spec(folder / "spec.yaml"), storage=storage)
+    acknowledge(1)
+
+
+SEARCH = Scenario("search", search)
 
 
 # ----------------------------------------------------------------------------------------------
