@@ -25,9 +25,9 @@ Found = tuple[dict[str, Any], dict[str, Any], str]
 """What `--json` prints, the table, and all that the command says."""
 
 
-def tuned(name: str, storage: Path) -> Found:
-    words = ["tune", str(SPECS / f"{name}.yaml"), "--set", f"storage={storage}", "--json"]
-    result = CliRunner().invoke(app, words)
+def tuned(name: str, storage: Path, *overrides: str) -> Found:
+    words = [f"--set={each}" for each in (f"storage={storage}", *overrides)]
+    result = CliRunner().invoke(app, ["tune", str(SPECS / f"{name}.yaml"), *words, "--json"])
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout.splitlines()[-1])
     return found, read_json(Path(found["table"])), result.output
@@ -90,3 +90,15 @@ def test_a_population_ends_as_values_that_change(searched: Callable[[str], Found
     changes = yaml.safe_load(Path(found["best_spec"]).read_text())["training"]["changes"]
     assert {change["epoch"] % 3 for change in changes} == {0}
     assert found["run"]["stages"]
+
+
+def test_more_trials_go_on_with_full_packs_and_the_same_values(tmp_path: Path) -> None:
+    few = ["search.export=false", "training.epochs=1", "search.pack=4"]
+    _, first, _ = tuned("tune-drug200", tmp_path, *few, "search.trials=6")
+    found, second, _ = tuned("tune-drug200", tmp_path, *few, "search.trials=9")
+    units = sorted(path.name[:6] for path in Path(found["table"]).parent.glob("units/*.json"))
+    assert units == ["000000", "000004", "000004", "000008"]
+    assert [each["values"] for each in second["trials"][:6]] == [
+        each["values"] for each in first["trials"]
+    ]
+    assert second["trials"][:4] == first["trials"][:4]
