@@ -49,6 +49,9 @@ def importance(content: SearchContent, keys: Sequence[KeyAxis]) -> Importance:
     measured on folds that the forest has not seen, so that a key without an effect gets about 0.
     Where trials were stopped at rungs they are compared after the same epochs.
     """
+    if content.has_changed_values:
+        why = "The values of a population change while it trains; its scores come of all of them."
+        return Importance({}, why_none=why)
     epochs, found = _compared(content)
     if len(keys) < 2:
         return Importance({}, why_none="There are fewer than two keys to compare.")

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.engines.session import ClusterResources
 from batchtrain.errors import ClusterError
@@ -44,7 +46,7 @@ class _StandIn:
 
 
 def forecast(
-    loaded: LoadedSpec, prepared: PreparedData, *, cpus: int | None = None, gpus: int = 0
+    loaded: LoadedSpec, prepared: PreparedData, *, cpus: int | None = None, gpus: int | None = None
 ) -> SearchOutline:
     """Tell what a search would do on this machine, with nothing of it done.
 
@@ -52,7 +54,7 @@ def forecast(
         loaded: A spec with a `search` section.
         prepared: The rows, or what is known of them before they are prepared.
         cpus: The cores of the machine; left out, those of this one.
-        gpus: Its GPUs.
+        gpus: Its GPUs; the same.
 
     Raises:
         SpecError: If a trial cannot be trained as the search has it.
@@ -78,6 +80,7 @@ def forecast(
     known = [rules.rows(each.values) for each in gone.trials] if is_whole and not wave else None
     scale = outline.trials / max(1, len(gone.trials)) if search.max_rows is None else 1.0
     rows = sum(each.rows for each in gone.trials)
+    gpus = torch.cuda.device_count() if gpus is None else gpus
     where, concurrent = _where(loaded, shapes, outline.trials, cpus=cpus, gpus=gpus)
     run_lengths, starts = _lengths(gone, shapes, concurrent)
     at_most = outline.rows_at_most if known is None else min(outline.rows_at_most, sum(known))
