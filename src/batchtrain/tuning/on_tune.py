@@ -83,8 +83,8 @@ class OnTune:
         os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)
         self.session.connect()
         hush_ray_data()
-        # Tune keeps an actor only for units that wait for one, so as many wait as are at work. Where
-        # a unit holds no core, nothing else keeps more of them from starting.
+        # Tune keeps an actor only for units that wait for one, so as many wait as are at work.
+        # Where a unit holds no core, nothing else keeps more of them from starting.
         most = 2 * concurrent if self.resources.cpus else concurrent
         desk = _Desk(loop, most, stop_requested)
         if desk.is_over():
