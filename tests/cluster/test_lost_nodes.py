@@ -24,7 +24,7 @@ from batchtrain.training.lineage import newest_checkpoint
 from batchtrain.tuning.stage import tune_spec
 from tests.support.builders import layout_for
 from tests.support.ranks import Told, compared, small_spec, train_ranks
-from tests.support.searches import search_spec, table
+from tests.support.small_searches import search_spec, table
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.fault, pytest.mark.timeout(900)]
 

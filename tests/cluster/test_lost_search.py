@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from batchtrain.tuning.stage import tune_spec
-from tests.support.searches import search_spec, table
+from tests.support.small_searches import search_spec, table
 
 pytestmark = [
     pytest.mark.ray,

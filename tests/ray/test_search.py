@@ -11,7 +11,7 @@ import pytest
 from batchtrain.engines.session import RaySession
 from batchtrain.tuning.stage import tune_spec
 from tests.support.ranks import Told
-from tests.support.searches import search_spec, table
+from tests.support.small_searches import search_spec, table
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 

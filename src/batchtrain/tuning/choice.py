@@ -104,6 +104,11 @@ def unit_resources(
     workers = 1 if asked.workers == "auto" else asked.workers
     needed = float(workers * asked.cpus_per_worker)
     gpus_each = _gpus_each(asked, cluster, workers)
+    if asked.cpus_per_worker > cluster.most_cpus:
+        raise ClusterError(
+            f"resources.cpus_per_worker: expected {asked.cpus_per_worker} cores on one node, found "
+            f"{cluster.most_cpus:g} on the largest. Lower it, or add larger nodes"
+        )
     if needed > cluster.cpus or workers * gpus_each > cluster.gpus:
         raise ClusterError(
             f"resources: expected {needed:g} CPUs and {workers * gpus_each:g} GPUs for one trial, "

@@ -85,6 +85,7 @@ class MemberOutcome:
         rows: Rows trained since its beginning; what a parent trained counts there.
         ended_by: What ended it before its last epoch; empty where nothing did.
         error: Why it failed.
+        latest: Each goal's metric after the last epoch that is over.
     """
 
     number: int
@@ -95,6 +96,7 @@ class MemberOutcome:
     rows: int = 0
     ended_by: str = ""
     error: str = ""
+    latest: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

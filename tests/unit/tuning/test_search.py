@@ -2,188 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchtrain.spec.search import Asha, Distribution, HyperBand, Pbt, SearchSpec
+from batchtrain.spec.search import Asha, HyperBand, Pbt
 from batchtrain.tuning import search as search_module
-from batchtrain.tuning.population import Generations
 from batchtrain.tuning.rungs import brackets
-from batchtrain.tuning.schedulers import cohorts_of
-from batchtrain.tuning.search import Search, SearchRules, Shape
-from batchtrain.tuning.trials import Goal, TrialRecord
+from batchtrain.tuning.search import Search
 from batchtrain.tuning.work import Member, MemberOutcome, Outcome, Unit
-
-GOAL = Goal("valid_loss", "min")
-EPOCHS = 9
-EPOCH_ROWS = 10
-LR = "training.optimizer.lr"
-SPACE = {LR: Distribution(log_uniform=(1e-4, 1.0))}
-
-SHAPES = {
-    "packed": Shape("packed", 3, is_pack=True),
-    "large": Shape("large", 1, is_pack=True),
-    "alone": Shape("alone", 1, is_pack=False, why_alone="it is what this trial wants"),
-}
-CHUNKS = replace(SHAPES["alone"], size=2)
-
-
-@dataclass(frozen=True)
-class Fate:
-    """What becomes of a trial beside its scores: it may fail, or end by itself, in an epoch."""
-
-    fails_in: int | None = None
-    ends_in: int | None = None
-    shape: str = "packed"
-
-
-@dataclass
-class Proposes:
-    """Values that depend on the number, and with a wave on all that is known of earlier waves."""
-
-    fates: Sequence[Fate]
-    wave: int | None = None
-    total: int | None = None
-    asked: list[range] = field(default_factory=list)
-
-    def propose(self, numbers: range, known: Sequence[TrialRecord]) -> list[dict[str, Any]]:
-        self.asked.append(numbers)
-        return [{LR: self._rate(number, known), "shape": self._shape(number)} for number in numbers]
-
-    def _rate(self, number: int, known: Sequence[TrialRecord]) -> float:
-        seen = ""
-        if self.wave is not None:
-            first = number - number % self.wave
-            earlier = [each for each in known if each.number < first]
-            assert [each.number for each in earlier] == list(range(min(first, len(known))))
-            assert all(each.is_over for each in earlier)
-            seen = json.dumps([each.to_json() for each in earlier])
-        return 1e-4 + share_of(number, seen) * 0.9
-
-    def _shape(self, number: int) -> str:
-        return self.fates[number % len(self.fates)].shape
-
-
-def share_of(*parts: Any) -> float:
-    """A number of [0, 1) that belongs to some others."""
-    return hashlib.sha256(repr(parts).encode()).digest()[0] / 256
-
-
-def rules_for(
-    fates: Sequence[Fate],
-    scheduler: Any = "none",
-    *,
-    trials: int | None = None,
-    wave: int | None = None,
-    max_rows: int | None = None,
-    chunks: bool = False,
-) -> SearchRules:
-    """The rules of a search over so many trials as there are fates, if nothing else is said."""
-    count = len(fates) if trials is None else trials
-    spec = SearchSpec(space=SPACE, scheduler=scheduler)
-
-    def shape(values: Mapping[str, Any]) -> Shape:
-        found = SHAPES[values["shape"]]
-        return CHUNKS if chunks and found.key == "alone" else found
-
-    return SearchRules(
-        goals=(GOAL,),
-        proposer=Proposes(fates, wave, count),
-        cohorts=cohorts_of(spec, epochs=EPOCHS, trials=count, goal=GOAL, seed=3),
-        shape=shape,
-        rows=lambda _values: EPOCHS * EPOCH_ROWS,
-        trials=count,
-        max_rows=max_rows,
-    )
-
-
-def outcome_of(unit: Unit, fates: Sequence[Fate]) -> Outcome:
-    """What comes of a unit: a function of what it is, as for a real one."""
-    return Outcome(tuple(member_outcome(unit, each, fates) for each in unit.members))
-
-
-def member_outcome(unit: Unit, member: Member, fates: Sequence[Fate]) -> MemberOutcome:
-    fate = fates[member.number % len(fates)]
-    # What a copy of another trial took over has got beyond where its own was to end.
-    ends = [
-        (epoch, state)
-        for epoch, state in ((fate.fails_in, "failed"), (fate.ends_in, "finished"))
-        if epoch is not None and unit.first_epoch < epoch <= unit.last_epoch
-    ]
-    epochs, state = min(ends, default=(unit.last_epoch, ""))
-    if state == "failed":
-        rows = (epochs - 1) * EPOCH_ROWS
-        return MemberOutcome(member.number, "failed", epochs - 1, rows=rows, error="it broke")
-    shown = [share_of(member.number, member.values[LR], each) for each in range(1, epochs + 1)]
-    is_over = bool(state) or unit.last_epoch == unit.full_epochs
-    # Few values, so that there are ties; now and then one that is no number.
-    cost = math.nan if shown[-1] < 0.05 else round(min(shown) * 8) / 8
-    return MemberOutcome(
-        member.number,
-        "finished" if is_over else "paused",
-        epochs,
-        best_epoch=shown.index(min(shown)) + 1,
-        scores={"valid_loss": cost},
-        rows=epochs * EPOCH_ROWS,
-        ended_by="early_stopping" if state else "",
-    )
-
-
-@dataclass
-class Searched:
-    """A search that is over, and the units that it took, in the order in which they were given."""
-
-    search: Search
-    units: list[Unit]
-
-    @property
-    def table(self) -> str:
-        return json.dumps([each.to_json() for each in self.search.trials()])
-
-    @property
-    def keys(self) -> set[str]:
-        return {each.key for each in self.units}
-
-
-def searched(
-    rules: SearchRules,
-    fates: Sequence[Fate],
-    *,
-    picks: Sequence[int] = (),
-    hands: int = 1,
-    skipped_from: int | None = None,
-) -> Searched:
-    """Carry a search out with several hands, of which any may be the next that is done."""
-    search, given, at_work = Search(rules), list[Unit](), list[Unit]()
-    turns = iter(picks)
-    while True:
-        while len(at_work) < hands and (unit := search.next_unit()) is not None:
-            if skipped_from is not None and not unit.first_epoch and len(given) >= skipped_from:
-                search.skip(unit)
-                continue
-            given.append(unit)
-            at_work.append(unit)
-        assert sorted(each.key for each in search.at_work) == sorted(each.key for each in at_work)
-        if not at_work:
-            break
-        assert not search.is_over()
-        unit = at_work.pop(next(turns, 0) % len(at_work))
-        search.finished(unit, outcome_of(unit, fates))
-        assert len(given) < 1000, "it does not end"
-    assert search.is_over()
-    assert len({each.key for each in given}) == len(given), "a unit was given twice"
-    assert all(each.is_over for each in search.trials())
-    return Searched(search, given)
+from tests.support.searches import (
+    EPOCH_ROWS,
+    EPOCHS,
+    GOAL,
+    LR,
+    Fate,
+    SpecRules,
+    outcome_of,
+    rules_for,
+    searched,
+)
 
 
 @contextmanager
@@ -235,7 +81,7 @@ def test_whoever_comes_first_the_table_and_the_work_are_the_same(
     stripe: int,
     chunks: bool,
 ) -> None:
-    def rules() -> SearchRules:
+    def rules() -> SpecRules:
         may_chunk = chunks and scheduler == "none"
         return rules_for(trials, scheduler, wave=wave, max_rows=max_rows, chunks=may_chunk)
 
@@ -325,16 +171,11 @@ def test_packs_of_a_full_stripe_stay_as_they_are_where_there_are_more_trials() -
 
 
 def test_packs_are_dealt_anew_after_a_rung() -> None:
-    # Sixteen in packs of three; one in four goes on, and those fill packs again.
+    # Nine begin in packs of three; one in three goes on, and those fill a pack again.
     fates_of_all = alone(*["packed"] * 16)
     scheduler = HyperBand(kind="hyperband", factor=3)
     found = searched(rules_for(fates_of_all, scheduler), fates_of_all)
-    first_bracket = [each for each in found.units if each.full_epochs == EPOCHS]
-    sizes = {
-        epochs: [len(each.members) for each in first_bracket if each.last_epoch == epochs]
-        for epochs in (1,)
-    }
-    assert sizes == {1: [3, 3, 3]}
+    assert [len(each.members) for each in found.units if each.last_epoch == 1] == [3, 3, 3]
     second = [each for each in found.units if (each.first_epoch, each.last_epoch) == (1, 3)]
     assert [len(each.members) for each in second] == [3]
     sources = {member.source for member in second[0].members}
@@ -382,9 +223,7 @@ def test_a_bracket_or_a_population_begins_whole_or_not_at_all() -> None:
     # The first bracket stops most of its trials early, and so there is room for the next.
     counts = list(itertools.accumulate(each.trials for each in brackets(EPOCHS, 3)))
     assert len(found.search.trials()) in {*counts, 20}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Generations, "heir", None)
-        none = searched(rules_for(trials, Pbt(kind="pbt"), max_rows=whole * 19), trials)
+    none = searched(rules_for(trials, Pbt(kind="pbt"), max_rows=whole * 19), trials)
     assert none.search.trials() == []
 
 
