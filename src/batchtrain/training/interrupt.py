@@ -24,11 +24,38 @@ class StopRequest:
         return self.requested
 
 
+class _Asking:
+    """A signal's handler that turns it into a request."""
+
+    def __init__(self, request: StopRequest, *, only_first: bool) -> None:
+        self._request = request
+        self._only_first = only_first
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def install(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self)
+
+    def remove(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self._request.requested = True
+        if self._only_first:
+            self.remove()
+        # A training of a search is over soon; whoever waits for the search must hear of it too.
+        outer = self._before.get(signal.Signals(number))
+        if isinstance(outer, _Asking):
+            outer(number, frame)
+
+
 @contextmanager
 def stop_on_signals(*, only_first: bool = True) -> Iterator[StopRequest]:
     """Turn Ctrl-C or SIGTERM into a request.
 
-    Outside the main thread signals cannot be caught, and nothing is.
+    Outside the main thread signals cannot be caught, and nothing is. Within another call of it both
+    hear of the request, since the inner one may be over before it has answered.
 
     Args:
         only_first: Whether a second one acts as it did before. A rank may hear of one request
@@ -38,19 +65,9 @@ def stop_on_signals(*, only_first: bool = True) -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.getsignal(number) for number in SIGNALS}
-
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        request.requested = True
-        if not only_first:
-            return
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in SIGNALS:
-        signal.signal(number, ask)
+    asking = _Asking(request, only_first=only_first)
+    asking.install()
     try:
         yield request
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        asking.remove()

@@ -28,3 +28,5 @@ class Here:
             if stop_requested():
                 raise InterruptedRunError(f"stopped between two units of the search. {GO_ON}")
             loop.done(unit, self.runner.run(unit, loop.tell, stop_requested))
+        if stop_requested():
+            raise InterruptedRunError(f"stopped at the end of the search. {GO_ON}")

@@ -76,11 +76,15 @@ class OnTune:
 
     def __call__(self, loop: SearchLoop, stop_requested: Callable[[], bool]) -> None:
         """See `Executor`."""
+        concurrent = self.resources.concurrent
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+        # All actors start at once; by itself Tune starts one after the other.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)
         self.session.connect()
         hush_ray_data()
-        desk = _Desk(loop, self.resources.concurrent, stop_requested)
+        # Tune keeps an actor only for units that wait for one, so as many wait as are at work.
+        desk = _Desk(loop, 2 * concurrent, stop_requested)
         if desk.is_over():
             return
         board = open_board()
@@ -132,10 +136,10 @@ class _Desk:
     """Where Tune asks for units and says what became of them; all in the driver's process."""
 
     def __init__(
-        self, loop: SearchLoop, concurrent: int, stop_requested: Callable[[], bool]
+        self, loop: SearchLoop, most: int, stop_requested: Callable[[], bool]
     ) -> None:
         self._loop = loop
-        self._concurrent = concurrent
+        self._most = most
         self._units: dict[str, Unit] = {}
         self.stop_requested = stop_requested
         self.failure: BaseException | None = None
@@ -149,7 +153,7 @@ class _Desk:
 
     def give(self, trial: str) -> Unit | None:
         """A unit for a trial of Tune; None where it is to ask again."""
-        if len(self._units) >= self._concurrent:
+        if len(self._units) >= self._most:
             return None
         unit, self._next = self._next or self._loop.next(), None
         if unit is not None:

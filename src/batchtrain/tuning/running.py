@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,13 +13,11 @@ from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PreparedData, SplitRows
 from batchtrain.errors import (
     ArtifactDamagedError,
+    ArtifactError,
     DataError,
     InterruptedRunError,
+    LauncherLostError,
     PausedRunError,
-    RankFailedError,
-    RankLostError,
-    RankMemoryError,
-    RankStuckError,
     SpecError,
     TrainingError,
 )
@@ -41,30 +39,19 @@ from batchtrain.training.plan import make_plan, row_order
 from batchtrain.training.stage import run_layout, train
 from batchtrain.training.standing import RunStanding, run_standing
 from batchtrain.training.train import OneProcess
+from batchtrain.tuning.held import HeldShards
 from batchtrain.tuning.layout import SearchLayout
 from batchtrain.tuning.trials import Goal
 from batchtrain.tuning.work import Member, MemberOutcome, Outcome, Unit
 
-__all__ = ["HELD_BYTES", "HeldShards", "Teller", "UnitRunner", "held_rows"]
-
-HELD_BYTES = 1 << 30
-"""Prepared data up to this size are kept in memory by whoever runs trials; larger ones are read
-from storage by each."""
+__all__ = ["Teller", "UnitRunner", "read_outcome"]
 
 ERROR_CHARACTERS = 500
 GO_ON = "Run the same command again to go on from there"
 
-OF_THE_TRIAL = (
-    DataError,
-    SpecError,
-    TrainingError,
-    RankFailedError,
-    RankLostError,
-    RankMemoryError,
-    RankStuckError,
-)
-"""What a trial's values, its rows or its network bring about; all else is no fault of the trial,
-and ends the search before anything is recorded."""
+OF_THE_TRIAL = (DataError, SpecError, TrainingError)
+"""What a trial's values, its rows or its network bring about, lost ranks among them; all else, and
+a lost launcher, is no fault of the trial, and ends the search before anything is recorded."""
 
 
 class Teller(Protocol):
@@ -73,35 +60,6 @@ class Teller(Protocol):
     def __call__(self, number: int, epoch: int) -> None:
         """So many epochs of a trial are over; of a pack its first trial stands for all."""
         ...
-
-
-@dataclass(frozen=True)
-class HeldShards:
-    """Gives shards that are in memory already."""
-
-    splits: Mapping[str, Sequence[SplitRows]]
-
-    def __call__(self, split: str, shards: Sequence[int]) -> Iterator[SplitRows]:
-        """See `ShardReader`."""
-        for number in shards:
-            passed("shard.read")
-            yield self.splits[split][number]
-
-
-def held_rows(prepared: PreparedData) -> dict[str, list[SplitRows]] | None:
-    """All shards that a training reads, or None where they are too many to keep.
-
-    Raises:
-        ArtifactDamagedError: If a shard is not what the manifest says.
-    """
-    files = prepared.artifact.manifest.files
-    names = [name for split in ("train", "valid", "test") for name in prepared.shard_names(split)]
-    if sum(files[name].size for name in names) > HELD_BYTES:
-        return None
-    return {
-        split: [prepared.shard(split, number) for number in range(len(prepared.shard_names(split)))]
-        for split in ("train", "valid", "test")
-    }
 
 
 @dataclass
@@ -190,6 +148,8 @@ class UnitRunner:
             if not standing.is_finished and (is_last or standing.epochs < unit.last_epoch):
                 self._train(loaded, prepared, layout, member, unit, tell, stop_requested)
                 standing = run_standing(layout, Progress())
+        except LauncherLostError:
+            raise
         except OF_THE_TRIAL as error:
             return MemberOutcome(member.number, "failed", error=_shortened(str(error))), ()
         standing = _as_of(standing, unit, loaded)
@@ -205,6 +165,8 @@ class UnitRunner:
         tell: Teller,
         stop_requested: Callable[[], bool],
     ) -> None:
+        # A trial may have fewer epochs than the others; it is not to pause where it ends.
+        epochs = min(unit.full_epochs, loaded.spec.training.epochs)
         launcher = self.launcher(loaded, prepared) if self.launcher else None
         if launcher is None:
             shards = self._shards if prepared.artifact.url == self.prepared.artifact.url else None
@@ -219,7 +181,7 @@ class UnitRunner:
                 launcher=_Stopping(launcher, stop_requested),
                 # Whoever wrote it was a unit of this search that is no more.
                 take_over=True,
-                pause_after=unit.last_epoch if unit.last_epoch < unit.full_epochs else None,
+                pause_after=unit.last_epoch if unit.last_epoch < epochs else None,
             )
 
     def _outcome(
@@ -275,7 +237,7 @@ class UnitRunner:
             passed("pack.saved")
         outcomes, histories = [], {}
         for member, loaded, found in zip(unit.members, specs, training.members, strict=True):
-            is_over = bool(found.ended_by) or is_last
+            is_over = found.is_over or is_last
             histories[member.number] = found.history
             outcomes.append(
                 MemberOutcome(
@@ -295,15 +257,24 @@ class UnitRunner:
 
     def _states(self, unit: Unit) -> list[MemberState | None]:
         """The state that each member goes on from; None for a start."""
-        sources = {member.source for member in unit.members if member.source}
-        found = {
-            source: states_from_bytes(self.storage.read(self.layout.states(source)))
-            for source in sorted(sources)
-        }
+        sources = sorted({member.source for member in unit.members if member.source})
+        found = {source: self._states_of(source) for source in sources}
         return [
             found[member.source][member.parent] if member.source else None
             for member in unit.members
         ]
+
+    def _states_of(self, source: str) -> Mapping[int, MemberState]:
+        key = self.layout.states(source)
+        try:
+            return states_from_bytes(self.storage.read(key), where=self.storage.url(key))
+        except (FileNotFoundError, ArtifactError) as error:
+            raise ArtifactDamagedError(
+                f"expected the trials of the pack {source} in {self.storage.url(key)}, found "
+                f"{'nothing' if isinstance(error, FileNotFoundError) else 'something else'}. "
+                f"Delete {self.storage.url(self.layout.outcome(source))}; they are then trained "
+                "again"
+            ) from error
 
     def _scores(
         self,

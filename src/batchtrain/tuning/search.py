@@ -129,14 +129,16 @@ class Search:
         del self._at_work[unit.key]
         for member, found in zip(unit.members, outcome.members, strict=True):
             record = self.records[member.number]
+            has_failed = found.state == "failed"
             self.records[member.number] = replace(
                 record,
                 state=found.state,
-                epochs=found.epochs,
+                # Of a run of its own that failed nothing is known but why.
+                epochs=max(found.epochs, record.epochs) if has_failed else found.epochs,
                 best_epoch=found.best_epoch,
                 scores=found.scores,
                 rungs={**record.rungs, unit.last_epoch: found.scores},
-                rows=found.rows,
+                rows=max(found.rows, record.rows) if has_failed else found.rows,
                 ended_by=found.ended_by,
                 error=found.error,
             )
@@ -214,6 +216,8 @@ class Search:
         Those of a shape that is packed are dealt anew after the rung, so that packs stay full;
         runs of their own need not wait for each other.
         """
+        if not numbers:
+            return
         parts = [
             numbers[first : first + shape.size] for first in range(0, len(numbers), shape.size)
         ]

@@ -76,7 +76,11 @@ class Shapes:
         Raises:
             SpecError: If it is a member of a population and cannot be packed.
         """
-        spec = with_values(self._loaded, values).spec
+        try:
+            spec = with_values(self._loaded, values).spec
+        except SpecError:
+            # Of a large space not all trials were tried before; this one will fail by itself.
+            return Shape("alone", 1, is_pack=False, why_alone="its values do not go together")
         why = self._why_alone(spec)
         size = self._size(spec) if why is None else 1
         if self._is_population:

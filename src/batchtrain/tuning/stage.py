@@ -31,12 +31,13 @@ from batchtrain.tuning.best import best_text, best_values
 from batchtrain.tuning.choice import choose_executor, unit_resources
 from batchtrain.tuning.corners import check_space
 from batchtrain.tuning.goals import goals_of
+from batchtrain.tuning.held import held_rows
 from batchtrain.tuning.here import Here
 from batchtrain.tuning.hparams import write_hparams
 from batchtrain.tuning.layout import SearchLayout
 from batchtrain.tuning.loop import Executor, SearchLoop
 from batchtrain.tuning.proposals import make_proposer
-from batchtrain.tuning.running import UnitRunner, held_rows
+from batchtrain.tuning.running import UnitRunner
 from batchtrain.tuning.schedulers import cohorts_of
 from batchtrain.tuning.search import Search, SearchRules
 from batchtrain.tuning.shapes import Shapes
@@ -163,7 +164,10 @@ class _Tuning:
         return Search(search_rules(self.loaded, self.goals, self.shapes, self._rows))
 
     def _rows(self, values: Mapping[str, Any]) -> int:
-        spec = with_values(self.loaded, values).spec
+        try:
+            spec = with_values(self.loaded, values).spec
+        except SpecError:
+            return 0  # it will fail before its first step
         plan = make_plan(spec.training, row_order(self.prepared, seed=spec.seed))
         return plan.rows_before(plan.last_step)
 
