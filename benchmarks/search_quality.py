@@ -123,6 +123,7 @@ class Trainings:
             best_epoch=course.best_epoch,
             scores={GOAL.metric: course.best.loss},
             rows=unit.last_epoch,
+            latest={GOAL.metric: seen.loss},
         )
 
 

@@ -114,6 +114,8 @@ class Generations(NoCohorts):
     is over: its state becomes the parent's.
     """
 
+    compares_latest = True
+
     def __init__(
         self,
         scheduler: Pbt,
