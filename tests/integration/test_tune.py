@@ -11,13 +11,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import yaml
 from typer.testing import CliRunner
 
 from batchtrain.cli.app import app
 from batchtrain.tuning.loop import SearchLoop
-from tests.support.builders import mixed_table, write_table
+from tests.support.builders import mixed_table, quantity_table, write_table
 from tests.support.runs import SPECS, read_json
 
 LR, DROPOUT = "training.optimizer.lr", "model.dropout"
@@ -180,10 +181,13 @@ def test_a_search_ends_with_a_table_and_a_best_spec_and_is_not_done_again(
 
 
 def test_packed_and_unpacked_trials_agree(tune: Tune) -> None:
-    search = {"space": SPACE, "scheduler": {"kind": "asha", "factor": 2}, "export": False}
-    packed = tune("packed", search)
-    alone = tune("alone", {**search, "pack": 1})
+    space = {**SPACE, "seed": {"choice": [1, 2, 3]}}
+    search = {"space": space, "scheduler": {"kind": "asha", "factor": 2}, "export": False}
+    data = {"source": "rows.parquet", "target": "label", "split": {"kind": "random", "seed": 4}}
+    packed = tune("packed", search, data=data)
+    alone = tune("alone", {**search, "pack": 1}, data=data)
     assert (packed.code, alone.code) == (0, 0), alone.output
+    assert len({each["values"]["seed"] for each in packed.trials}) == 3
     assert packed.table["packed"]["packs"] == 1
     assert alone.table["packed"]["why_not"] == {"`search.pack` is 1": 8}
     assert alone.table["best"] == packed.table["best"]
@@ -200,7 +204,7 @@ def test_packed_and_unpacked_trials_agree(tune: Tune) -> None:
 
 
 @pytest.mark.parametrize("pack", ["auto", 1])
-def test_a_trial_that_diverges_has_failed_and_is_never_best(tune: Tune, pack: Any) -> None:
+def test_r38_a_trial_that_diverges_has_failed_and_is_never_best(tune: Tune, pack: Any) -> None:
     space = {LR: {"choice": [0.01, 1e6, 0.02]}}
     told = tune(
         f"diverging-{pack}",
@@ -237,7 +241,7 @@ def test_a_network_that_breaks_is_a_trial_that_failed(tune: Tune) -> None:
     assert told.table["best"] == 1
 
 
-def test_where_all_fail_there_is_a_table_of_it(tune: Tune) -> None:
+def test_r38_where_all_fail_there_is_a_table_of_it(tune: Tune) -> None:
     search = {"space": {LR: {"choice": [1e5, 1e6]}}, "algorithm": "grid", "trials": None}
     told = tune("hopeless", search, training={"optimizer": {"kind": "sgd"}})
     assert told.code == 1
@@ -248,6 +252,26 @@ def test_where_all_fail_there_is_a_table_of_it(tune: Tune) -> None:
     assert {each["state"] for each in told.trials} == {"failed"}
     assert "finite" in (told.folder / "search.html").read_text()
     assert not (told.folder / "best.yaml").exists()
+
+
+def test_r38_a_metric_that_no_trial_has_is_said_with_a_table_of_it(tune: Tune, place: Path) -> None:
+    # The targets of the validation split are all alike, so that there is nothing to explain.
+    table = quantity_table(90)
+    targets = [1.0 if 50 <= row < 75 else value for row, value in enumerate(table["y"].to_pylist())]
+    write_table(
+        place / "flat.parquet", table.set_column(table.num_columns - 1, "y", pa.array(targets))
+    )
+    split = {"kind": "ordered", "fractions": {"train": 0.6, "valid": 0.2, "test": 0.2}}
+    told = tune(
+        "flat",
+        {"space": SPACE, "metric": "valid_r2"},
+        data={"source": "flat.parquet", "target": "y", "split": split},
+    )
+    assert told.code == 1
+    assert "`valid_r2` is undefined" in told.document["message"]
+    assert told.table["best"] is None
+    assert {each["scores"]["valid_r2"] for each in told.trials} == {None}
+    assert (told.folder / "search.html").exists()
 
 
 def test_shapes_are_packed_apart_and_goals_make_a_front(tune: Tune) -> None:

@@ -208,6 +208,8 @@ class Search:
     def _goes_on(self, number: int, epochs: int, *, is_wanted: bool) -> bool:
         """Whether a trial trains beyond a rung; its record says with which values or why not."""
         record = self.records[number]
+        if record.state == "skipped":
+            return False
         heir = self.rules.cohorts.heir(number, epochs, self.records) if is_wanted else None
         if heir is not None:
             self.descent.setdefault(number, []).append(heir)

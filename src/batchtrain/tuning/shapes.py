@@ -73,8 +73,9 @@ class Shapes:
         self._goals = goals
         self._is_population = isinstance(scheduler_of(self._search), Pbt)
         self._may_chunk = self._search.scheduler == "none"
+        # Not `seed`: rows that are split by it are refused, since trials could not be compared.
         self.changes_data = any(
-            key == "seed" or key.startswith("data.") for key in self._search.space
+            key == "data" or key.startswith("data.") for key in self._search.space
         )
 
     def of(self, values: Mapping[str, Any]) -> Shape:
@@ -153,7 +154,7 @@ class Shapes:
     def _key(self, spec: RunSpec) -> str:
         data = self._prepared.artifact.manifest.fingerprint
         if self.changes_data:
-            data = fingerprint_of([spec.data.model_dump(mode="json"), spec.seed])
+            data = fingerprint_of(spec.data.model_dump(mode="json"))
         return pack_key(spec, data)
 
     def _parameters(self, spec: RunSpec) -> int:

@@ -242,10 +242,9 @@ class _Tuning:
         best = best_trial(records, self.goals)
         if best is None:
             self._show(self.document(), records)
-            first = next((each.error for each in records if each.error), "none began")
             raise TrainingError(
-                f"expected a trial with a score, found none among {len(records)}: {first}. The "
-                f"table is {self.storage.url(self.layout.table)}"
+                f"expected a trial with a score, found none among {len(records)}: "
+                f"{self._why_none(records)}. The table is {self.storage.url(self.layout.table)}"
             )
         values = best_values(best.number, self.state)
         text = best_text(self.loaded, values, best, self.goals, self.storage)
@@ -262,6 +261,15 @@ class _Tuning:
             )
             self._show(self.document(run), records)
         return SearchResult(self.layout, self.document(run), best, run)
+
+    def _why_none(self, records: Sequence[TrialRecord]) -> str:
+        """Why no trial can be the best."""
+        errors = [each.error for each in records if each.error]
+        if errors:
+            return errors[0]
+        if any(each.epochs for each in records):
+            return f"`{self.goals[0].metric}` is undefined for each of them. Choose another metric"
+        return "none began. Give it more `search.max_time` or `search.max_rows`"
 
     def _show(self, document: Mapping[str, Any], records: Sequence[TrialRecord]) -> None:
         """Write the table, the page and the event files, where they are not there already."""

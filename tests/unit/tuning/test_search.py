@@ -130,10 +130,17 @@ def test_a_population_is_the_same_by_however_many_hands(
 
 
 @settings(max_examples=60)
-@given(st.lists(fates, min_size=1, max_size=10), halving, st.integers(0, 4), orders)
+@given(
+    st.lists(fates, min_size=2, max_size=10),
+    halving | st.just("pbt"),
+    st.integers(0, 4),
+    orders,
+)
 def test_a_search_whose_time_is_up_begins_nothing_and_ends_what_began(
     trials: list[Fate], scheduler: Any, begun: int, picks: list[int]
 ) -> None:
+    if scheduler == "pbt":
+        trials = [replace(each, shape="packed") for each in trials]
     found = searched(rules_for(trials, scheduler), trials, skipped_from=begun, picks=picks, hands=2)
     trained = set(itertools.chain.from_iterable(unit.numbers for unit in found.units))
     for each in found.search.trials():
