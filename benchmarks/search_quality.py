@@ -1,7 +1,7 @@
 """ASHA and PBT beside random search at the same budget: `python -m benchmarks.search_quality`.
 
 What is tried, and what would count as shown, was written down and committed before the first run:
-see search_quality.md, whose last part this command writes.
+see search_quality.md, whose last tables this command writes.
 """
 
 from __future__ import annotations
@@ -10,22 +10,34 @@ import argparse
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from batchtrain.spec.search import Asha, HyperBand, Pbt, SearchSpec
-from batchtrain.tuning.cohorts import Cohorts
-from batchtrain.tuning.population import drawn
+from batchtrain.tuning.proposals import make_proposer
 from batchtrain.tuning.rungs import brackets
 from batchtrain.tuning.schedulers import cohorts_of
+from batchtrain.tuning.search import Search, SearchRules, Shape
+from batchtrain.tuning.space import draw
 from batchtrain.tuning.trials import Goal, TrialRecord, best_trial
-from benchmarks.search_objectives import OBJECTIVES, PBT_TOY, Objective, Seen, State, shares
+from batchtrain.tuning.work import Member, MemberOutcome, Outcome, Unit
+from benchmarks.search_objectives import OBJECTIVES, PBT_TOY, Objective, Seen, State
 
-__all__ = ["Found", "Search", "holm", "main", "run_asha", "run_hyperband", "run_pbt", "run_random"]
+__all__ = [
+    "Found",
+    "Trainings",
+    "holm",
+    "main",
+    "run_asha",
+    "run_hyperband",
+    "run_pbt",
+    "run_random",
+    "searched",
+]
 
 
-MARK = "## What was found\n"
+MARK = "### What the second run found\n"
 GOAL = Goal("valid_loss", "min")
 ALPHA = 0.05
 SEEDS = 20
@@ -34,6 +46,9 @@ POPULATION = 10
 ASHA = Asha(kind="asha", first_epochs=1, factor=4)
 HYPERBAND = HyperBand(kind="hyperband", first_epochs=1, factor=4)
 PBT = Pbt(kind="pbt", interval_epochs=5, quantile=0.25, resample=0.25)
+
+ONE_TRIAL = Shape("a function", size=1, is_pack=True)
+"""A unit is one trial, and its state is kept for whoever goes on from it."""
 
 
 @dataclass(frozen=True)
@@ -51,127 +66,119 @@ class Found:
     trials: int
 
 
-@dataclass
-class Search:
-    """A search in one process that follows the rules of `batchtrain tune`.
+@dataclass(frozen=True)
+class _Course:
+    """What a trial is between two epochs, which another trial may go on from.
 
-    Of all that can be done, the trial of the smallest number is trained up to its next rung. No
-    trial begins whose epochs could bring their sum above `max_epochs`.
+    Attributes:
+        state: What training changes.
+        best_epoch: The one with the smallest loss so far; 0 before the first.
+        best: What was seen of it.
     """
 
-    objective: Objective
-    cohorts: Cohorts
-    seed: int
-    trials: int
-    max_epochs: int | None = None
-    known: dict[int, TrialRecord] = field(default_factory=dict)
-    epochs: int = 0
-    _aims: dict[int, int] = field(default_factory=dict)
-    _states: dict[tuple[int, int], State] = field(default_factory=dict)
-    _regrets: dict[int, float] = field(default_factory=dict)
+    state: State
+    best_epoch: int = 0
+    best: Seen | None = None
 
-    def run(self) -> Found:
-        """Search to the end."""
-        while (number := self._next()) is not None:
-            self._train(number)
-        best = best_trial(list(self.known.values()), [GOAL])
-        if best is None:
-            raise AssertionError("no trial of these functions fails")
-        return Found(self._regrets[best.number], self.epochs, len(self.known))
 
-    def _next(self) -> int | None:
-        """The trial to train now; None at the end."""
-        for number, record in sorted(self.known.items()):
-            if record.is_over:
-                continue
-            decision = self.cohorts.decide(number, record.epochs, self.known)
-            if decision == "stop":
-                self.known[number] = replace(record, state="stopped")
-            elif decision == "go on":
-                self._go_on(number, record)
-                return number
-        begun = len(self.known)
-        if begun == self.trials or not self._may_begin():
-            return None
-        values = _values(self.objective, self.seed, begun)
-        self.known[begun] = TrialRecord(begun, values=values)
-        self._aims[begun] = self.cohorts.rungs_of(begun)[0]
-        self._states[begun, 0] = self.objective.start
-        return begun
+class Trainings:
+    """Carries out the units of a search: functions in the place of trainings.
 
-    def _may_begin(self) -> bool:
-        if self.max_epochs is None:
-            return True
-        waiting = [each for each in self.known.values() if not each.is_over]
-        to_come = sum(self.objective.epochs - each.epochs for each in waiting)
-        return self.epochs + to_come + self.objective.epochs <= self.max_epochs
+    Attributes:
+        epochs: That were trained so far.
+        regrets: Of each trial, that of its best epoch so far.
+    """
 
-    def _go_on(self, number: int, record: TrialRecord) -> None:
-        rungs = self.cohorts.rungs_of(number)
-        self._aims[number] = rungs[rungs.index(record.epochs) + 1]
-        heir = self.cohorts.heir(number, record.epochs, self.known)
-        if heir is not None and heir.parent != number:
-            at = record.epochs
-            self._states[number, at] = self._states[heir.parent, at]
-        if heir is not None:
-            self.known[number] = replace(record, values=dict(heir.values), parent=heir.parent)
+    def __init__(self, objective: Objective, seed: int) -> None:
+        self.epochs = 0
+        self.regrets: dict[int, float] = {}
+        self._objective = objective
+        self._seed = seed
+        self._courses: dict[tuple[str, int], _Course] = {}
 
-    def _train(self, number: int) -> None:
-        record, aim = self.known[number], self._aims[number]
-        state = self._states[number, record.epochs]
-        for epoch in range(record.epochs + 1, aim + 1):
-            seen = self.objective.train(state, record.values, epoch, seed=self.seed, number=number)
-            state = seen.state
-            record = self._seen(record, epoch, seen)
-        self._states[number, aim] = state
-        rungs = {**record.rungs, aim: record.scores}
-        is_last = aim == self.cohorts.rungs_of(number)[-1]
-        self.known[number] = replace(record, rungs=rungs, state="finished" if is_last else "paused")
+    def __call__(self, unit: Unit) -> Outcome:
+        """Train the trials of a unit, as `batchtrain tune` trains a pack."""
+        return Outcome(tuple(self._train(member, unit) for member in unit.members))
 
-    def _seen(self, record: TrialRecord, epoch: int, seen: Seen) -> TrialRecord:
-        self.epochs += 1
-        before = record.scores.get(GOAL.metric)
-        if before is not None and before <= seen.loss:
-            return replace(record, epochs=epoch)
-        self._regrets[record.number] = seen.regret
-        scores = {GOAL.metric: seen.loss}
-        return replace(record, epochs=epoch, best_epoch=epoch, scores=scores)
+    def _train(self, member: Member, unit: Unit) -> MemberOutcome:
+        course = _Course(self._objective.start)
+        if member.source:
+            course = self._courses[member.source, member.parent]
+        for epoch in range(unit.first_epoch + 1, unit.last_epoch + 1):
+            seen = self._objective.train(
+                course.state, member.values, epoch, seed=self._seed, number=member.number
+            )
+            course = replace(course, state=seen.state)
+            if course.best is None or seen.loss < course.best.loss:
+                course = replace(course, best=seen, best_epoch=epoch)
+            self.epochs += 1
+        if course.best is None:
+            raise AssertionError("a unit has an epoch at least")
+        self._courses[unit.key, member.number] = course
+        self.regrets[member.number] = course.best.regret
+        return MemberOutcome(
+            member.number,
+            "finished" if unit.last_epoch == unit.full_epochs else "paused",
+            epochs=unit.last_epoch,
+            best_epoch=course.best_epoch,
+            scores={GOAL.metric: course.best.loss},
+            rows=unit.last_epoch,
+            latest={GOAL.metric: seen.loss},
+        )
 
 
 def run_random(objective: Objective, *, seed: int, trials: int) -> Found:
     """Random search: so many trials to their end."""
-    return _search(objective, "none", seed=seed, trials=trials).run()
+    return _found(objective, "none", seed=seed, trials=trials)
 
 
 def run_asha(objective: Objective, *, seed: int, max_epochs: int, scheduler: Asha = ASHA) -> Found:
     """ASHA over the same trials in the same order, as many as the budget takes."""
-    return _search(objective, scheduler, seed=seed, trials=max_epochs, max_epochs=max_epochs).run()
+    return _found(objective, scheduler, seed=seed, trials=max_epochs, max_epochs=max_epochs)
 
 
 def run_hyperband(objective: Objective, *, seed: int, scheduler: HyperBand = HYPERBAND) -> Found:
     """HyperBand, each of its brackets once."""
     made = brackets(objective.epochs, scheduler.factor, scheduler.first_epochs)
     trials = sum(each.trials for each in made)
-    return _search(objective, scheduler, seed=seed, trials=trials).run()
+    return _found(objective, scheduler, seed=seed, trials=trials)
 
 
 def run_pbt(objective: Objective, *, seed: int, members: int, scheduler: Pbt = PBT) -> Found:
     """PBT that begins with the trials of random search."""
-    return _search(objective, scheduler, seed=seed, trials=members).run()
+    return _found(objective, scheduler, seed=seed, trials=members)
 
 
-def _search(
+def _found(objective: Objective, scheduler: Any, *, seed: int, **limits: int) -> Found:
+    records, trainings = searched(objective, scheduler, seed=seed, **limits)
+    best = best_trial(records, [GOAL])
+    if best is None:
+        raise AssertionError("no trial of these functions fails")
+    return Found(trainings.regrets[best.number], trainings.epochs, len(records))
+
+
+def searched(
     objective: Objective, scheduler: Any, *, seed: int, trials: int, max_epochs: int | None = None
-) -> Search:
-    spec = SearchSpec(space=dict(objective.space), scheduler=scheduler)
-    cohorts = cohorts_of(spec, epochs=objective.epochs, trials=trials, goal=GOAL, seed=seed)
-    return Search(objective, cohorts, seed, trials, max_epochs)
-
-
-def _values(objective: Objective, seed: int, number: int) -> dict[str, Any]:
-    at = shares(len(objective.space), seed, "values", number)
-    pairs = zip(objective.space.items(), at, strict=True)
-    return {name: drawn(distribution, share) for (name, distribution), share in pairs}
+) -> tuple[list[TrialRecord], Trainings]:
+    """Search as `batchtrain tune` does; an epoch counts as a row, for `max_rows`."""
+    spec = SearchSpec(
+        space=dict(objective.space), scheduler=scheduler, trials=trials, max_rows=max_epochs
+    )
+    rules = SearchRules(
+        [GOAL],
+        make_proposer(spec, seed, [GOAL]),
+        cohorts_of(spec, epochs=objective.epochs, trials=trials, goal=GOAL, seed=seed),
+        shape=lambda _values: ONE_TRIAL,
+        rows=lambda _values: objective.epochs,
+        trials=spec.trials,
+        max_rows=spec.max_rows,
+    )
+    search, trainings = Search(rules), Trainings(objective, seed)
+    while (unit := search.next_unit()) is not None:
+        search.finished(unit, trainings(unit))
+    if not search.is_over():
+        raise AssertionError("expected a search with nothing to wait for to be over")
+    return search.trials(), trainings
 
 
 def rays_asha(objective: Objective, *, seed: int, max_epochs: int, workers: int = 8) -> Found:
@@ -200,7 +207,7 @@ def rays_asha(objective: Objective, *, seed: int, max_epochs: int, workers: int 
             number = len(records)
             trial = SimpleNamespace(trial_id=str(number))
             scheduler.on_trial_add(None, trial)
-            records[number] = TrialRecord(number, values=_values(objective, seed, number))
+            records[number] = TrialRecord(number, values=draw(objective.space, seed, number))
             running.append((number, trial))
             to_come += objective.epochs
         if not running:

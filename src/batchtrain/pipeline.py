@@ -36,7 +36,15 @@ from batchtrain.training.mlflow_log import check_mlflow
 from batchtrain.training.outcome import record_outcome
 from batchtrain.training.stage import run_layout, train
 
-__all__ = ["STAGES", "RunResult", "StageName", "StageRecord", "check_custom_code", "run_spec"]
+__all__ = [
+    "STAGES",
+    "RunResult",
+    "StageName",
+    "StageRecord",
+    "check_custom_code",
+    "prepared_rows",
+    "run_spec",
+]
 
 StageName = Literal["prepare", "train", "evaluate", "export"]
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "export")
@@ -157,7 +165,7 @@ def _run_stages(
         lambda: prepare(
             loaded, storage, watch.progress, engine=engine, allow_code=how["allow_code"]
         ),
-        _prepared_rows,
+        prepared_rows,
     )
     if last == "prepare":
         return
@@ -239,7 +247,8 @@ class _Watch:
         return made
 
 
-def _prepared_rows(prepared: PreparedData) -> tuple[int, str]:
+def prepared_rows(prepared: PreparedData) -> tuple[int, str]:
+    """The rows of the input, and in words how many there are in each split."""
     rows = {split: prepared.num_rows(split) for split in SPLITS}
     total = int(prepared.content["input_rows"])
     dropped = total - sum(rows.values())

@@ -1,7 +1,8 @@
-"""Nodes that are lost under a training; the nodes are raylets of this machine."""
+"""Nodes that are lost under a training or a search; the nodes are raylets of this machine."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,11 +18,13 @@ from batchtrain.artifacts.trained import TrainedModel
 from batchtrain.engines.session import RaySession
 from batchtrain.errors import BatchtrainError
 from batchtrain.pipeline import run_spec
-from batchtrain.progress import Progress
+from batchtrain.progress import Progress, SearchStanding
 from batchtrain.spec.load import LoadedSpec, load_spec
 from batchtrain.training.lineage import newest_checkpoint
+from batchtrain.tuning.stage import tune_spec
 from tests.support.builders import layout_for
 from tests.support.ranks import Told, compared, small_spec, train_ranks
+from tests.support.small_searches import search_spec, table
 
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.fault, pytest.mark.timeout(900)]
 
@@ -105,6 +108,34 @@ def test_r17_killed_nodes_change_no_byte(kills: int, tmp_path: Path, nodes: Node
     # A start that still counted on a node that was gone is a loss as well.
     assert kills <= len(lost) <= 2 * kills
     assert any("expected rank" in note and "All ranks were ended" in note for note in lost), lost
+
+
+@pytest.mark.long
+def test_r37_a_killed_node_changes_no_byte_of_a_search(tmp_path: Path, nodes: Nodes) -> None:
+    search = {"trials": 12, "pack": 1, "scheduler": {"kind": "asha", "first_epochs": 100}}
+    here = tune_spec(search_spec(tmp_path / "here", search, epochs=600, engine="embedded"))
+    loaded = search_spec(tmp_path / "spread", search, epochs=600, engine="ray")
+    told = Searched()
+    with ThreadPoolExecutor(1) as pool:
+        searching = pool.submit(tune_spec, loaded, progress=told)
+        assert told.has_begun.wait(120), searching.result(timeout=1)
+        nodes.kill()
+        nodes.add()
+        spread = searching.result(timeout=300)
+    assert table(spread) == table(here)
+
+
+class Searched(Told):
+    """Hears of a search, and when two of its trials are at work."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_begun = threading.Event()
+
+    def searching(self, standing: SearchStanding) -> None:
+        """Set once some trial is over, and others are at work."""
+        if standing.best and len(standing.running) > 1:
+            self.has_begun.set()
 
 
 def _overrides(kills: int) -> list[str]:

@@ -37,8 +37,13 @@ REACHED = {
     "wine": ("accuracy", 0.9),
 }
 
-SAME_TABLE = {"digits-cnn": "digits"}
-"""Examples that show another network on the table of another example."""
+SAME_TABLE = {
+    "digits-cnn": "digits",
+    "tune-breast-cancer": "breast-cancer",
+    "tune-digits": "digits",
+    "tune-drug200": "drug200",
+}
+"""Examples that show something else on the table of another example."""
 
 LINES = {"line": ((0.7, 0.3), 0.02), "linear": ((2.0, 1.0), 0.1)}
 """Weight and bias in raw units, and how far the learned ones may be off."""

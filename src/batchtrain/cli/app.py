@@ -101,6 +101,10 @@ def check(
 
         loaded = load_spec(spec, overrides or [])
         read_assets(loaded)
+        if loaded.spec.search is not None:
+            from batchtrain.tuning.corners import check_space
+
+            check_space(loaded)
         with opened_input(loaded, allow_code or ()) as source:
             found = survey_input(loaded, source)
         rows = {split: found.rows(split) for split in ("train", "valid", "test")}

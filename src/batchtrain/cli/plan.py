@@ -15,23 +15,21 @@ from batchtrain.spec.load import LoadedSpec
 
 __all__ = ["planned", "show_plan"]
 
-ALONE = "one trial after another; packs, and several at a time, take less"
+FEW_RUNGS = 8
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
 def planned(loaded: LoadedSpec, allow_code: Sequence[str]) -> dict[str, Any]:
     """What would run, as `--json` prints it."""
-    from batchtrain.tuning.outline import outline_of
+    from batchtrain.tuning.corners import check_space
+    from batchtrain.tuning.forecast import forecast
     from batchtrain.tuning.planning import plan_document, plan_run
 
+    if loaded.spec.search is not None:
+        check_space(loaded)
     run = plan_run(loaded, allow_code=allow_code)
-    search = loaded.spec.search
-    if search is None:
-        return plan_document(run)
-    rows = run.task.prepared.num_rows("train")
-    return plan_document(
-        run, outline_of(search, epochs=loaded.spec.training.epochs, epoch_rows=rows)
-    )
+    search = forecast(loaded, run.task.prepared) if loaded.spec.search is not None else None
+    return plan_document(run, search)
 
 
 def show_plan(document: Mapping[str, Any], console: Console) -> None:
@@ -93,31 +91,43 @@ def _search_lines(search: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "search",
         f"{search['trials']:,} trials, {search['algorithm']}" + (f"; {goals}" if goals else ""),
     )
+    several = f"; {search['concurrent']:,} at a time" if search["concurrent"] > 1 else ""
+    yield "search", f"{search['where']}{several}"
     for key, words in search["space"].items():
         yield "space", f"{key}: {words}"
-    settings = ", ".join(f"{name} {value}" for name, value in (search["settings"] or {}).items())
     if search["scheduler"] != "none":
-        yield (
-            "scheduler",
-            f"{search['scheduler']} ({settings})" if settings else search["scheduler"],
-        )
+        settings = ", ".join(f"{name} {value}" for name, value in search["settings"].items())
+        scheduler = f"{search['scheduler']} ({settings})" if settings else search["scheduler"]
+        yield "scheduler", scheduler
     for bracket in search["brackets"]:
-        rungs = ", ".join(
-            f"{trials:,} to epoch {epochs:,}"
-            for epochs, trials in zip(bracket["rungs"], bracket["trials"], strict=True)
-        )
-        yield "rungs", f"at most {rungs}"
+        # Who is stopped by ASHA follows from the results; HyperBand has its numbers before.
+        how_sure = "about" if search["scheduler"] == "asha" else "at most"
+        yield "rungs", f"{how_sure} {_rungs_words(bracket['rungs'], bracket['trials'])}"
     for shape in search["shapes"]:
-        packs = f"in {_some(shape['packs'], 'pack')}" if shape["packs"] else "alone"
-        why = f": {shape['why_alone']}" if shape["why_alone"] else ""
-        yield "packs", f"{_some(shape['trials'], 'trial')} of {shape['shape']}, {packs}{why}"
-    together = search["concurrent"]
-    yield "at a time", "as many as fit" if together is None else f"{together:,} at most"
-    yield "trained", f"{search['rows_at_most']:,} rows at most"
-    if search["seconds_at_most"] is not None:
-        yield "trained", f"about {duration(search['seconds_at_most'])} of training at most, {ALONE}"
+        yield "packs", _shape_words(shape)
+    expected, most = search["rows_expected"], search["rows_at_most"]
+    fewer = f"; about {expected:,} are expected" if expected < most else ""
+    yield "trained", f"{most:,} rows at most{fewer}"
+    if search["seconds"] is not None:
+        yield "trained", f"very roughly {duration(search['seconds'])} of training on this machine"
     for note in search["notes"]:
         yield "note", note
+
+
+def _rungs_words(rungs: Sequence[int], trials: Sequence[int]) -> str:
+    """How many trials come to each rung; of many rungs those in the middle are left out."""
+    words = [f"{count:,} to epoch {epochs:,}" for epochs, count in zip(rungs, trials, strict=True)]
+    if len(words) > FEW_RUNGS:
+        words = [*words[: FEW_RUNGS // 2], "...", words[-1]]
+    return ", ".join(words)
+
+
+def _shape_words(shape: Mapping[str, Any]) -> str:
+    trials = _some(shape["trials"], "trial")
+    if not shape["packs"]:
+        return f"{trials} alone{': ' * bool(shape['why_alone'])}{shape['why_alone']}"
+    of = f" with {shape['shape']}" if shape["shape"] else ""
+    return f"{trials}{of} in {_some(shape['packs'], 'pack')}"
 
 
 def _some(how_many: int, what: str, several: str = "s") -> str:

@@ -57,14 +57,14 @@ def _lines(content: SearchContent, scored: int) -> Iterator[tuple[str, str]]:
         yield "search", f"the table has the best {SHOWN_TRIALS} of {scored:,} with a score"
     packed = content.packed
     if packed.packs:
-        yield "packed", f"{packed.trials:,} trials in {packed.packs:,} packs"
+        yield "packed", f"{_some(packed.trials, 'trial')} in {_some(packed.packs, 'pack')}"
     for reason, trials in packed.why_not.items():
-        yield "alone", f"{trials:,} trial{'' if trials == 1 else 's'}: {reason}"
+        yield "alone", f"{_some(trials, 'trial')}: {reason}"
     for error, numbers in content.errors[:SHOWN_ERRORS]:
         yield "failed", f"trial{'s' if ',' in numbers else ''} {numbers}: {error}"
     others = len(content.errors) - SHOWN_ERRORS
     if others > 0:
-        yield "failed", f"and {others:,} other error{'' if others == 1 else 's'}"
+        yield "failed", f"and {_some(others, 'other error')}"
     if content.best is None:
         yield "best", "no trial has a score"
         return
@@ -74,6 +74,10 @@ def _lines(content: SearchContent, scored: int) -> Iterator[tuple[str, str]]:
     ]
     by_itself = f"; run by itself: {', '.join(metrics)}" if metrics else ""
     yield "best", f"trial {content.best}{by_itself}"
+
+
+def _some(how_many: int, what: str) -> str:
+    return f"{how_many:,} {what}{'' if how_many == 1 else 's'}"
 
 
 def _seen(trial: TrialRow) -> SeenTrial:

@@ -187,7 +187,7 @@ def _table_view(content: SearchContent) -> dict[str, Any]:
 
 def _row(content: SearchContent, trial: TrialRow, names: Mapping[str, str]) -> _Row:
     note = shortened(trial.error, 60) if trial.error else ""
-    if not note and trial.parent is not None:
+    if not note and trial.parent not in {None, trial.number}:
         note = f"went on as a copy of trial {trial.parent}"
     elif not note and trial.ended_by not in {"", "epochs", "scheduler"}:
         note = f"ended by {trial.ended_by}"
@@ -222,7 +222,8 @@ def _packed(content: SearchContent) -> str:
         "have one shape and are trained in one program, which agrees with training each by itself "
         "up to rounding"
     )
-    return f"{together}. {_some(packed.alone, 'trial')} alone."
+    alone = f" {_some(packed.alone, 'trial')} alone." if packed.alone else ""
+    return f"{together}.{alone}"
 
 
 def _warnings(content: SearchContent) -> Iterator[str]:

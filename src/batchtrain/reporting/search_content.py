@@ -139,6 +139,11 @@ class SearchContent:
         """The best one."""
         return next((each for each in self.trials if each.number == self.best), None)
 
+    @property
+    def has_changed_values(self) -> bool:
+        """Whether trials went on with other values, so that those that are shown are the last."""
+        return self.scheduler.startswith("pbt")
+
     def cost(self, trial: TrialRow, goal: int = 0) -> float:
         """A trial's score as a number of which less is better; infinity where it has none."""
         if trial.state == "failed":

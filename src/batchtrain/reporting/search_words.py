@@ -13,16 +13,20 @@ from batchtrain.reporting.wording import measure, number, visible
 __all__ = ["score_text", "short_keys", "value_text", "values_text"]
 
 
+VAGUE = ("kind",)
+"""Says nothing without what stands before it."""
+
+
 def short_keys(keys: Sequence[str]) -> dict[str, str]:
     """Each dotted key to its shortest ending that no other key has.
 
     Example:
-        >>> short_keys(["training.optimizer.lr", "model.dropout", "model.kind", "loss.kind"])
-        {'training.optimizer.lr': 'lr', 'model.dropout': 'dropout', 'model.kind': 'model.kind', \
-'loss.kind': 'loss.kind'}
+        >>> short_keys(["training.optimizer.lr", "model.dropout", "model.kind"])
+        {'training.optimizer.lr': 'lr', 'model.dropout': 'dropout', 'model.kind': 'model.kind'}
     """
     unique = list(dict.fromkeys(keys))
     uses = Counter(ending for key in unique for ending in _endings(key))
+    uses.update(VAGUE)
     return {key: next((each for each in _endings(key) if uses[each] == 1), key) for key in unique}
 
 

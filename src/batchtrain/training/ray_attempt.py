@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, suppress
 
 import ray
@@ -18,9 +19,14 @@ from batchtrain.training.launched import hear_progress
 from batchtrain.training.placement import Placement
 from batchtrain.training.rank import TrainTask
 from batchtrain.training.ray_board import open_board
+from batchtrain.training.ray_groups import (
+    is_within_an_actor,
+    placement_groups,
+    remove_groups,
+)
 from batchtrain.training.ray_loss import GO_ON, loss_error
 from batchtrain.training.ray_rank import Listeners, RankConfig
-from batchtrain.training.ray_trainer import make_trainer, placement_groups, remove_groups
+from batchtrain.training.ray_trainer import make_trainer
 from batchtrain.training.supervision import GroupLimits, GroupWatch, Verdict
 
 __all__ = ["RayAttempt"]
@@ -68,7 +74,8 @@ class RayAttempt:
         self._num_taken = 0
         self._is_board_lost = False
         self._cut_at: float | None = None
-        self._groups_before = placement_groups()
+        self._groups: set[str] = set()  # those of which a rank has told
+        self._groups_before = None if is_within_an_actor() else placement_groups()
         self._is_cut = False  # a stop took too long
 
     @property
@@ -125,6 +132,8 @@ class RayAttempt:
             message = json.loads(text)
             if message["kind"] == "report":
                 hear_progress(message["value"], self._progress)
+            elif message["kind"] == "joined":
+                self._groups |= {message["value"].get("group", "")} - {""}
             elif message["kind"] == "stacks":
                 self._keep_stacks(rank, message["value"])
             note = self._watch.hear(rank, message)
@@ -171,7 +180,7 @@ class RayAttempt:
                 self._progress.note(self._placement.waiting(free))
         if self._cut_at is not None and now >= self._cut_at:
             self._cut_at = None
-            remove_groups(placement_groups() - self._groups_before)
+            remove_groups(self._own_groups())
         if self._verdict is None and self._asked_at is None:
             self._verdict = self._watch.verdict()
             if self._verdict is not None:
@@ -179,6 +188,15 @@ class RayAttempt:
                 self._order("dump")
         elif self._verdict is not None and self._ended_at is not None and now >= self._ended_at:
             self._end()
+
+    def _own_groups(self) -> AbstractSet[str]:
+        """What this attempt has taken: as its ranks said, or where none did all that is new.
+
+        Beside the attempts of other trials what is new may be theirs, and is left.
+        """
+        if self._groups or self._groups_before is None:
+            return self._groups
+        return placement_groups() - self._groups_before
 
     def _raise_error(self) -> None:
         """Raise for whoever is to blame; nothing where all ranks returned."""
@@ -205,4 +223,4 @@ class RayAttempt:
             ray.kill(self._board)
         if isinstance(self._error, RayActorError):
             # A controller that was killed leaves its cores taken.
-            remove_groups(placement_groups() - self._groups_before)
+            remove_groups(self._own_groups())

@@ -26,6 +26,7 @@ from batchtrain.training.rank import TrainTask, train_rank
 from batchtrain.training.ranks import GlooRanks, OneRank, Ranks
 from batchtrain.training.ray_board import BoardClient
 from batchtrain.training.ray_data import rank_shards
+from batchtrain.training.ray_groups import current_group
 from batchtrain.training.watch import PointCounter
 
 __all__ = ["Listeners", "RankConfig", "log_key", "train_ray_rank"]
@@ -68,7 +69,8 @@ def train_ray_rank(config: Mapping[str, Any]) -> None:
         stack.callback(board.close)
         stack.callback(points.listen, None)
         points.listen(_both(counter, given.listeners, rank, task.claim))
-        board.say("joined", {"host": socket.gethostname(), "pid": os.getpid()})
+        here = {"host": socket.gethostname(), "pid": os.getpid(), "group": current_group()}
+        board.say("joined", here)
         try:
             log = stack.enter_context(_rank_log(task, rank))
             print(f"rank {rank} of {size}, process {os.getpid()}, {socket.gethostname()}", file=log)

@@ -1,23 +1,17 @@
-"""The trainer of Ray Train for one attempt, and the cores that it may leave taken."""
+"""The trainer of Ray Train for one attempt."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import suppress
 from typing import Any
 
-import ray
-import ray.util
-from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.placement_group import PlacementGroup, remove_placement_group
 
 from batchtrain.training.placement import Placement
 from batchtrain.training.ray_data import lane_shards
 from batchtrain.training.ray_rank import RankConfig, train_ray_rank
 
-__all__ = ["make_trainer", "placement_groups", "remove_groups"]
+__all__ = ["make_trainer"]
 
 NO_RESTARTS: dict[str, Any] = {"max_failures": 0, "max_preemption_failures": 0}
 """Not even after a preempted node: what to go on from is ours to say."""
@@ -72,23 +66,3 @@ class _Trainer(TorchTrainer):
             unused.add("DatasetsCallback")
         created: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]
         return [each for each in created if type(each).__name__ not in unused]
-
-
-def placement_groups() -> frozenset[str]:
-    """The ids of this driver's placement groups that hold resources, in hex."""
-    job = ray.get_runtime_context().get_job_id()
-    with suppress(RayError):
-        table: dict[str, Any] = ray.util.placement_group_table()
-        return frozenset(
-            name
-            for name, entry in table.items()
-            if name.endswith(job) and entry.get("state") != "REMOVED"
-        )
-    return frozenset()
-
-
-def remove_groups(groups: Iterable[str]) -> None:
-    """Free what they hold; of one that is gone already nothing is said."""
-    for group in groups:
-        with suppress(Exception):
-            remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))

@@ -66,8 +66,8 @@ def train(
         pause_after: The epoch after which the training stops for a while; None for its last.
 
     Raises:
-        PausedRunError: If it came to `pause_after`; calling again goes on from there.
-        InterruptedRunError: If Ctrl-C or SIGTERM came; calling again goes on from there.
+        PausedRunError: If it came to `pause_after`.
+        InterruptedRunError: If Ctrl-C or SIGTERM came; after both, calling again goes on.
         OwnershipError: If another process writes this run.
         TrainingError: If the training failed.
     """
@@ -75,8 +75,7 @@ def train(
     inputs = _inputs(loaded, prepared)
 
     def build(draft: Draft) -> Mapping[str, Any]:
-        # Imported here, since a run that reuses its model does not need torch.
-        from batchtrain.training.train import train_model
+        from batchtrain.training.train import train_model  # a run that reuses needs no torch
 
         return train_model(
             loaded,

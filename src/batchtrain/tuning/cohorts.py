@@ -53,6 +53,11 @@ class Heir(Protocol):
 class Cohorts(Protocol):
     """What a search asks at every rung, whichever scheduler it has."""
 
+    @property
+    def compares_latest(self) -> bool:
+        """Whether trials are compared by their latest epoch, and not by the best so far."""
+        ...
+
     def rungs_of(self, number: int) -> tuple[int, ...]:
         """After how many epochs a trial pauses; the last is the full number, where it ends."""
         ...
@@ -91,6 +96,8 @@ def cost_at(record: TrialRecord | None, epochs: int, goal: Goal) -> float | None
 
 class NoCohorts:
     """Without a scheduler each trial trains to its end."""
+
+    compares_latest = False
 
     def __init__(self, epochs: int) -> None:
         """Take the full number of epochs."""

@@ -26,7 +26,7 @@ class Here:
         """See `Executor`."""
         while (unit := loop.next()) is not None:
             if stop_requested():
-                raise InterruptedRunError(f"stopped between two units of the search. {GO_ON}")
+                raise InterruptedRunError(f"stopped between two trials or packs. {GO_ON}")
             loop.done(unit, self.runner.run(unit, loop.tell, stop_requested))
         if stop_requested():
             raise InterruptedRunError(f"stopped at the end of the search. {GO_ON}")

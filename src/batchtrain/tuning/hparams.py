@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -30,6 +31,9 @@ FILE_NAME = "events.out.tfevents.0000000001.trial"
 WALL_TIME = 1.0
 """Of all events. A clock has no place in what follows from the table; 0 would be left out."""
 
+WRITERS = 8
+"""Files are small and many, and each waits for a disk or an answer from far away."""
+
 
 def write_hparams(
     storage: Storage,
@@ -51,16 +55,17 @@ def write_hparams(
     Returns:
         How many files were written.
     """
-    written = 0
-    for record in records:
-        if not record.is_over:
-            continue
+
+    def write(record: TrialRecord) -> bool:
         file, content = hparams_file(key, record), session_bytes(record, goals, name=name)
         if storage.size(file) == len(content) and storage.read(file) == content:
-            continue
+            return False
         storage.write(file, content)
-        written += 1
-    return written
+        return True
+
+    over = [each for each in records if each.is_over]
+    with ThreadPoolExecutor(min(WRITERS, max(1, len(over)))) as pool:
+        return sum(pool.map(write, over))
 
 
 def hparams_file(key: str, record: TrialRecord) -> str:

@@ -24,6 +24,8 @@ __all__ = ["Executor", "SearchLoop"]
 TOLD_SECONDS = 0.5
 TABLE_SECONDS = 5.0
 """The table is written this often while a search goes on: it is for people, and never read back."""
+TABLE_SHARE = 0.05
+"""Of the time at most, so that a table of many trials is written less often."""
 
 
 class Executor(Protocol):
@@ -61,7 +63,7 @@ class SearchLoop:
     reused: int = 0
     _epochs: dict[int, int] = field(default_factory=dict)
     _told_at: float = 0.0
-    _table_at: float = field(default_factory=time.monotonic)
+    _table_at: float = field(default_factory=lambda: time.monotonic() + TABLE_SECONDS)
     _began: float = field(default_factory=time.monotonic)
     _seconds_before: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -94,9 +96,10 @@ class SearchLoop:
             self._take(unit, outcome)
             self._show(at_once=True)
             now = time.monotonic()
-            if now - self._table_at > TABLE_SECONDS:
-                self._table_at = now
+            if now > self._table_at:
                 self.write_table()
+                after = time.monotonic()
+                self._table_at = after + max(TABLE_SECONDS, (after - now) / TABLE_SHARE)
 
     def is_over(self) -> bool:
         """Whether nothing is left to do, or to wait for."""

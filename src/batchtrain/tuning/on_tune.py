@@ -76,11 +76,17 @@ class OnTune:
 
     def __call__(self, loop: SearchLoop, stop_requested: Callable[[], bool]) -> None:
         """See `Executor`."""
+        concurrent = self.resources.concurrent
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+        # All actors start at once; by itself Tune starts one after the other.
+        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(concurrent)
         self.session.connect()
         hush_ray_data()
-        desk = _Desk(loop, self.resources.concurrent, stop_requested)
+        # Tune keeps an actor only for units that wait for one, so as many wait as are at work.
+        # Where a unit holds no core, nothing else keeps more of them from starting.
+        most = 2 * concurrent if self.resources.cpus else concurrent
+        desk = _Desk(loop, most, stop_requested)
         if desk.is_over():
             return
         board = open_board()
@@ -131,11 +137,9 @@ class OnTune:
 class _Desk:
     """Where Tune asks for units and says what became of them; all in the driver's process."""
 
-    def __init__(
-        self, loop: SearchLoop, concurrent: int, stop_requested: Callable[[], bool]
-    ) -> None:
+    def __init__(self, loop: SearchLoop, most: int, stop_requested: Callable[[], bool]) -> None:
         self._loop = loop
-        self._concurrent = concurrent
+        self._most = most
         self._units: dict[str, Unit] = {}
         self.stop_requested = stop_requested
         self.failure: BaseException | None = None
@@ -149,7 +153,7 @@ class _Desk:
 
     def give(self, trial: str) -> Unit | None:
         """A unit for a trial of Tune; None where it is to ask again."""
-        if len(self._units) >= self._concurrent:
+        if len(self._units) >= self._most:
             return None
         unit, self._next = self._next or self._loop.next(), None
         if unit is not None:

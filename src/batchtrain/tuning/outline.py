@@ -27,7 +27,7 @@ class BracketOutline:
 
     Attributes:
         rungs: The epochs of each rung; the last are those of a whole trial.
-        trials: How many trials come to each of them, at most.
+        trials: How many trials come to each of them: with ASHA about so many, else at most.
     """
 
     rungs: tuple[int, ...]
@@ -39,7 +39,7 @@ class ShapeOutline:
     """Trials whose models have one shape.
 
     Attributes:
-        shape: In words.
+        shape: The values that tell it from others; empty where there is but one.
         trials: How many.
         packs: In how many packs they are trained; 0 where each is trained alone.
         why_alone: Why they are trained alone, as a sentence; empty where they are not.
@@ -64,8 +64,12 @@ class SearchOutline:
         settings: Of the scheduler.
         brackets: The rungs; none without a scheduler that has any.
         shapes: The trials by shape, as far as they are known before the search.
-        rows_at_most: The rows trained over all trials, where none is stopped early or saved.
-        concurrent: How many trials or packs run at a time; None: as many as fit.
+        rows_at_most: The rows trained over all trials, where none is stopped early.
+        rows_expected: The same with those stopped that the scheduler is expected to stop.
+        where: What carries it out on this machine.
+        concurrent: How many trials or packs run at a time there.
+        run_lengths: About how many runs of the spec by itself take as long.
+        starts: About how many times one after the other a run of its own begins or goes on.
         notes: What else a person should know, as sentences.
     """
 
@@ -78,7 +82,11 @@ class SearchOutline:
     brackets: tuple[BracketOutline, ...] = ()
     shapes: tuple[ShapeOutline, ...] = ()
     rows_at_most: int = 0
-    concurrent: int | None = None
+    rows_expected: int = 0
+    where: str = ""
+    concurrent: int = 1
+    run_lengths: float | None = None
+    starts: float = 0.0
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -122,7 +130,7 @@ def outline_of(
         scheduler="none" if scheduler is None else scheduler.kind,
         settings=None if scheduler is None else scheduler.model_dump(exclude={"kind"}),
         rows_at_most=rows,
-        concurrent=None if search.concurrent == "auto" else search.concurrent,
+        rows_expected=rows,
         notes=tuple(notes),
     )
 

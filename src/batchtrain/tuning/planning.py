@@ -40,6 +40,7 @@ from batchtrain.training.placement import Placement, place_workers
 from batchtrain.training.rank import TrainTask
 from batchtrain.training.stage import run_layout
 from batchtrain.tuning.outline import SearchOutline
+from batchtrain.tuning.shapes import START_SECONDS
 from batchtrain.tuning.timing import StepTimes, time_steps
 
 __all__ = ["SOURCE_OF_TIME", "PlannedRun", "plan_document", "plan_run"]
@@ -177,14 +178,16 @@ def plan_document(run: PlannedRun, search: SearchOutline | None = None) -> dict[
         "search": None if search is None else search.to_json(),
     }
     if search is not None:
-        each = None if seconds is None else seconds / max(1, plan.rows_before(plan.last_step))
-        document["search"]["seconds_at_most"] = each and each * search.rows_at_most
+        document["search"]["seconds"] = None
+        if seconds is not None and search.run_lengths is not None:
+            taken = seconds * search.run_lengths + START_SECONDS * search.starts
+            document["search"]["seconds"] = taken
     return document
 
 
 def _planned(found: Survey) -> PreparedData:
     """Prepared data as they will be; there are no rows in them yet."""
-    manifest = SimpleNamespace(content=planned_content(found))
+    manifest = SimpleNamespace(content=planned_content(found), fingerprint="")
     return PreparedData(cast(Artifact, SimpleNamespace(manifest=manifest)))
 
 

@@ -16,28 +16,20 @@ from typing import Any
 
 from batchtrain.row_order import counter_generator
 from batchtrain.spec.changes import CHANGEABLE
-from batchtrain.spec.search import Distribution, Pbt
+from batchtrain.spec.search import Pbt
 from batchtrain.tuning.cohorts import Decision, Known, NoCohorts, cost_at
 from batchtrain.tuning.rungs import rungs
+from batchtrain.tuning.space import Space, explore
 from batchtrain.tuning.trials import Goal
 
 __all__ = [
-    "FACTORS",
     "Descent",
     "Generations",
     "Member",
     "changes_along",
-    "drawn",
     "next_generation",
-    "perturbed",
     "quantile_size",
 ]
-
-FACTORS = (1.2, 0.8)
-"""By what a number is multiplied (Jaderberg et al., 2017, appendix A; Ray's default)."""
-
-WORDS_A_KEY = 2
-"""Raw words that a key of the space has for itself: so no key's draw depends on another's."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +70,7 @@ def quantile_size(members: int, quantile: float) -> int:
 def next_generation(
     members: Sequence[Member],
     *,
-    space: Mapping[str, Distribution],
+    space: Space,
     spec: Pbt,
     seed: int,
     generation: int,
@@ -108,9 +100,9 @@ def next_generation(
     for member in sorted(members, key=lambda each: each.number):
         parent, values = member, member.values
         if member.number in worst:
-            words = _words(seed, generation, member.number, 1 + WORDS_A_KEY * len(space))
-            parent = best[_below(words[0], len(best))]
-            values = _explored(parent.values, space, spec.resample, words[1:])
+            key = (seed, "pbt", generation, member.number)
+            parent = best[int(counter_generator(*key).random_raw()) * len(best) >> 64]
+            values = explore(space, parent.values, *key, resample=spec.resample)
         following.append(Descent(member.number, parent.number, dict(values)))
     return following
 
@@ -122,6 +114,8 @@ class Generations(NoCohorts):
     is over: its state becomes the parent's.
     """
 
+    compares_latest = True
+
     def __init__(
         self,
         scheduler: Pbt,
@@ -129,7 +123,7 @@ class Generations(NoCohorts):
         epochs: int,
         trials: int,
         goal: Goal,
-        space: Mapping[str, Distribution],
+        space: Space,
         seed: int,
     ) -> None:
         """Begin with no generation.
@@ -148,7 +142,6 @@ class Generations(NoCohorts):
         self._goal = goal
         self._space = space
         self._seed = seed
-        self._first: dict[int, Mapping[str, Any]] = {}
         self._after: list[dict[int, Descent]] = []
         self._is_lost = False
 
@@ -190,23 +183,6 @@ class Generations(NoCohorts):
             self._after.append({each.number: each for each in found})
         return self._after[place][number] if place < len(self._after) else None
 
-    def lineage(self, number: int, epochs: int) -> list[tuple[int, Mapping[str, Any]]]:
-        """How the state that a member has after a rung came about, its ancestors' part included.
-
-        Args:
-            number: Of the member.
-            epochs: The rung that it trained up to; what is decided there is not in it.
-
-        Returns:
-            After how many epochs which values came into force; the first is after 0.
-        """
-        path: list[tuple[int, Mapping[str, Any]]] = []
-        for place in reversed(range(self._rungs.index(epochs))):
-            descent = self._after[place][number]
-            path.append((self._rungs[place], descent.values))
-            number = descent.parent
-        return [(0, self._first[number]), *reversed(path)]
-
     def _members(self, generation: int, known: Known) -> list[Member] | None:
         """The population at the end of a generation; None while one of them is missing."""
         before = self._after[generation - 1] if generation else None
@@ -217,8 +193,6 @@ class Generations(NoCohorts):
                 return None
             values = known[number].values if before is None else before[number].values
             members.append(Member(number, values, cost))
-        if not generation:
-            self._first = {member.number: member.values for member in members}
         return members
 
 
@@ -228,7 +202,7 @@ def changes_along(path: Sequence[tuple[int, Mapping[str, Any]]]) -> list[dict[st
     The run's spec has the first values, and these changes.
 
     Args:
-        path: What `Generations.lineage` gave.
+        path: After how many epochs which values came into force; the first is after 0.
 
     Raises:
         ValueError: If a key differs that cannot change while a model trains.
@@ -247,96 +221,3 @@ def changes_along(path: Sequence[tuple[int, Mapping[str, Any]]]) -> list[dict[st
             change: dict[str, Any] = {"epoch": epoch}
             found.append(change | {CHANGEABLE[key]: values[key] for key in sorted(moved)})
     return found
-
-
-def drawn(distribution: Distribution, share: float) -> Any:
-    """The value at a share, from 0 to below 1, of a distribution."""
-    if distribution.choice is not None:
-        return distribution.choice[int(share * len(distribution.choice))]
-    low, high = distribution.bounds
-    match distribution.kind:
-        case "uniform":
-            return min(low + (high - low) * share, high)
-        case "log_uniform":
-            return _clipped(low * math.exp(math.log(high / low) * share), low, high)
-        case "int":
-            return int(low) + int(share * (int(high) - int(low) + 1))
-        case _:
-            # From half below the lowest to half above the highest, then the nearest.
-            bottom, top = math.log(low - 0.5), math.log(high + 0.5)
-            return int(_clipped(round(math.exp(bottom + (top - bottom) * share)), low, high))
-
-
-def perturbed(distribution: Distribution, value: Any, share: float) -> Any:
-    """A neighbour of a value: up for a share below 0.5, else down.
-
-    Numbers are multiplied by 1.2 or 0.8 and kept within the bounds; a whole number moves by 1 at
-    least, since Ray's rounding would leave 1 and 2 where they are for ever. A choice becomes the
-    next or the one before it in the list, and stays where there is none.
-    """
-    up = share < 0.5
-    if distribution.choice is not None:
-        place = _place(distribution.choice, value)
-        place = min(max(place + (1 if up else -1), 0), len(distribution.choice) - 1)
-        return distribution.choice[place]
-    low, high = distribution.bounds
-    moved = value * FACTORS[0 if up else 1]
-    if not distribution.kind.endswith("int"):
-        return _clipped(moved, low, high)
-    whole = round(moved)
-    if whole == value:
-        whole += 1 if up else -1
-    return int(_clipped(whole, low, high))
-
-
-def _explored(
-    values: Mapping[str, Any],
-    space: Mapping[str, Distribution],
-    resample: float,
-    words: Sequence[int],
-) -> dict[str, Any]:
-    """The values of a copy; a key whose condition holds only now is drawn, others are left out."""
-    found: dict[str, Any] = {}
-    for place, (key, distribution) in enumerate(space.items()):
-        if not all(_matches(found, other, asked) for other, asked in distribution.when.items()):
-            continue
-        turn, draw = (_share(word) for word in words[WORDS_A_KEY * place :][:WORDS_A_KEY])
-        is_known = key in values and (
-            distribution.choice is None or _place(distribution.choice, values[key]) >= 0
-        )
-        if turn < resample or not is_known:
-            found[key] = drawn(distribution, draw)
-        else:
-            found[key] = perturbed(distribution, values[key], draw)
-    return found
-
-
-def _matches(values: Mapping[str, Any], key: str, asked: Any) -> bool:
-    wanted = asked if isinstance(asked, list | tuple) else [asked]
-    return key in values and _place(wanted, values[key]) >= 0
-
-
-def _place(choices: Sequence[Any], value: Any) -> int:
-    """Where a value is among others, 1 and true told apart; -1 where it is not."""
-    return next(
-        (at for at, each in enumerate(choices) if type(each) is type(value) and each == value), -1
-    )
-
-
-def _clipped(value: float, low: float, high: float) -> float:
-    return min(max(value, low), high)
-
-
-def _words(seed: int, generation: int, number: int, count: int) -> list[int]:
-    words: list[int] = counter_generator(seed, "pbt", generation, number).random_raw(count).tolist()
-    return words
-
-
-def _share(word: int) -> float:
-    """A raw word as a share from 0 to below 1, of its 53 highest bits."""
-    return (word >> 11) / float(1 << 53)
-
-
-def _below(word: int, count: int) -> int:
-    """A raw word as a number from 0 to below `count`."""
-    return (word * count) >> 64

@@ -251,6 +251,7 @@ class UnitRunner:
                     rows=found.rows,
                     ended_by=found.ended_by,
                     error=_shortened(found.error),
+                    latest={} if found.error else self._scores(loaded, prepared, found.history),
                 )
             )
         return Outcome(tuple(outcomes), histories)
@@ -281,10 +282,11 @@ class UnitRunner:
         loaded: LoadedSpec,
         prepared: PreparedData,
         history: Sequence[Mapping[str, Any]],
-        best_epoch: int,
+        epoch: int | None = None,
     ) -> dict[str, float | None]:
-        """Each goal's metric after the best epoch."""
-        record = next((each for each in history if each["epoch"] == best_epoch), {})
+        """Each goal's metric after an epoch, or after the last."""
+        found = (each for each in reversed(history) if epoch is None or each["epoch"] == epoch)
+        record: Mapping[str, Any] = next(found, {})
         return {
             goal.metric: float(_num_parameters(loaded, prepared, self.allow_code))
             if goal.metric == "parameters"

@@ -16,7 +16,7 @@ from typing import Any
 from batchtrain.tuning.cohorts import Cohorts, Heir
 from batchtrain.tuning.proposals import Proposer
 from batchtrain.tuning.trials import Goal, TrialRecord
-from batchtrain.tuning.work import Member, Outcome, Unit
+from batchtrain.tuning.work import Member, MemberOutcome, Outcome, Unit
 
 __all__ = ["Search", "SearchRules", "Shape"]
 
@@ -137,7 +137,7 @@ class Search:
                 epochs=max(found.epochs, record.epochs) if has_failed else found.epochs,
                 best_epoch=found.best_epoch,
                 scores=found.scores,
-                rungs={**record.rungs, unit.last_epoch: found.scores},
+                rungs={**record.rungs, unit.last_epoch: self._at_rung(found)},
                 rows=max(found.rows, record.rows) if has_failed else found.rows,
                 ended_by=found.ended_by,
                 error=found.error,
@@ -148,6 +148,15 @@ class Search:
                 self.records[member.number] = first
         for batch in self._batches:
             batch.at_work.discard(unit.key)
+
+    def _at_rung(self, found: MemberOutcome) -> Mapping[str, float | None]:
+        """What a trial is compared by: the best that it was, or in a population what it is.
+
+        There a copy takes its parent's past over, and would be as good as it for ever.
+        """
+        if self.rules.cohorts.compares_latest and found.latest:
+            return found.latest
+        return found.scores
 
     def skip(self, unit: Unit) -> None:
         """Leave out a unit that nobody has begun, and begin no more trials from now on."""

@@ -8,6 +8,7 @@ from typing import Any
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.errors import Problem, SpecError
 from batchtrain.spec.base import fingerprint_of
+from batchtrain.spec.data import SPLITS
 from batchtrain.spec.load import LoadedSpec, with_values
 from batchtrain.spec.model import LinearModel, MlpModel, ResNetModel
 from batchtrain.spec.run import RunSpec
@@ -19,6 +20,7 @@ from batchtrain.training.packed.rules import (
     why_not_packed,
 )
 from batchtrain.training.plan import global_batch_rows, make_plan, row_order
+from batchtrain.tuning.held import HELD_BYTES
 from batchtrain.tuning.search import Shape
 from batchtrain.tuning.trials import Goal
 
@@ -33,7 +35,12 @@ CHUNK = 4
 
 STEP_SECONDS = 4e-4
 """What a step of a small model takes here, whatever its size."""
+START_SECONDS = 0.1
+"""What a run of its own takes besides its steps, here: checkpoint, history, event file."""
+
 UNKNOWN_PARAMETERS = 100_000
+ROW_BYTES = 24
+"""Of a row besides its features: target, weight and number."""
 
 PACKED_SPEED = 5.0
 """About so many times as fast is a pack, where packing pays."""
@@ -97,6 +104,23 @@ class Shapes:
         chunk = CHUNK if self._may_chunk and self.seconds(spec) < SHORT_SECONDS else 1
         return Shape("alone", chunk, is_pack=False, why_alone=why)
 
+    def rows(self, values: Mapping[str, Any]) -> int:
+        """How many rows a trial trains that nothing ends early; none where it cannot begin."""
+        try:
+            spec = with_values(self._loaded, values).spec
+        except SpecError:
+            return 0
+        plan = make_plan(spec.training, row_order(self._prepared, seed=spec.seed))
+        return plan.rows_before(plan.last_step)
+
+    def share(self, values: Mapping[str, Any]) -> float:
+        """About how many times as long as the spec itself a trial takes, each by itself."""
+        try:
+            spec = with_values(self._loaded, values).spec
+        except SpecError:
+            return 0.0
+        return self.seconds(spec) / self.seconds(self._loaded.spec)
+
     def seconds(self, spec: RunSpec) -> float:
         """About how long one core takes to train a spec by itself, at most."""
         plan = make_plan(spec.training, row_order(self._prepared, seed=spec.seed))
@@ -107,12 +131,18 @@ class Shapes:
         """About how long one core takes for so many trials like the spec itself, at most."""
         spec = self._loaded.spec
         size = self._size(spec) if self._why_alone(spec) is None else 1
-        return trials * self.seconds(spec) / (1.0 if size == 1 else PACKED_SPEED)
+        if size == 1:
+            return trials * (START_SECONDS + self.seconds(spec))
+        return trials * self.seconds(spec) / PACKED_SPEED
 
     def _why_alone(self, spec: RunSpec) -> str | None:
         for goal in self._goals:
             if goal.metric not in IN_PACKS:
                 return f"{goal.metric} is not measured in packs"
+        prepared = self._prepared
+        row_bytes = 4 * prepared.num_numeric + 8 * len(prepared.cardinalities) + ROW_BYTES
+        if row_bytes * sum(prepared.num_rows(split) for split in SPLITS) > HELD_BYTES:
+            return "there are more rows than a pack keeps in memory"
         return why_not_packed(spec)
 
     def _size(self, spec: RunSpec) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.engines.job_storage import check_job_storage
 from batchtrain.engines.session import RaySession
 from batchtrain.errors import Problem, SpecError, StorageError, TrainingError
-from batchtrain.pipeline import RunResult, check_custom_code, run_spec
+from batchtrain.pipeline import RunResult, check_custom_code, prepared_rows, run_spec
 from batchtrain.preparation.stage import open_input, prepare, refuse_storage_in_input
 from batchtrain.progress import Progress
 from batchtrain.spec.base import fingerprint_of
@@ -25,7 +25,6 @@ from batchtrain.spec.search import DEFAULT_TRIALS, SearchSpec
 from batchtrain.storage import Storage, open_storage
 from batchtrain.surroundings import chosen_engine, ray_session
 from batchtrain.training.interrupt import stop_on_signals
-from batchtrain.training.plan import make_plan, row_order
 from batchtrain.training.stage import run_layout
 from batchtrain.tuning.best import best_text, best_values
 from batchtrain.tuning.choice import choose_executor, unit_resources
@@ -141,9 +140,14 @@ class _Tuning:
         """The rows, which all trials share."""
         refuse_storage_in_input(self.loaded, self.storage)
         engine = chosen_engine(self.loaded, open_input(self.loaded), self.session, self.progress)
-        return prepare(
+        self.progress.stage_started("prepare")
+        began = time.monotonic()
+        prepared, status = prepare(
             self.loaded, self.storage, self.progress, engine=engine, allow_code=self.allow_code
-        )[0]
+        )
+        seconds = time.monotonic() - began
+        self.progress.stage_finished("prepare", status, prepared_rows(prepared)[1], seconds)
+        return prepared
 
     @cached_property
     def layout(self) -> SearchLayout:
@@ -161,22 +165,16 @@ class _Tuning:
     @cached_property
     def state(self) -> Search:
         """The state of the search."""
-        return Search(search_rules(self.loaded, self.goals, self.shapes, self._rows))
-
-    def _rows(self, values: Mapping[str, Any]) -> int:
-        try:
-            spec = with_values(self.loaded, values).spec
-        except SpecError:
-            return 0  # it will fail before its first step
-        plan = make_plan(spec.training, row_order(self.prepared, seed=spec.seed))
-        return plan.rows_before(plan.last_step)
+        return Search(search_rules(self.loaded, self.goals, self.shapes))
 
     def search(self) -> None:
         """Carry out what is left of it."""
         loop = SearchLoop(
             self.state,
             self.layout,
-            SearchWatch(self.goals, trials=self.state.rules.most_trials, trial_rows=self._rows({})),
+            SearchWatch(
+                self.goals, trials=self.state.rules.most_trials, trial_rows=self.shapes.rows({})
+            ),
             self.progress,
             self.document,
             self.spec.max_time,
@@ -304,12 +302,7 @@ def search_of(loaded: LoadedSpec) -> SearchSpec:
     return loaded.spec.search
 
 
-def search_rules(
-    loaded: LoadedSpec,
-    goals: Sequence[Goal],
-    shapes: Shapes,
-    rows: Callable[[Mapping[str, Any]], int],
-) -> SearchRules:
+def search_rules(loaded: LoadedSpec, goals: Sequence[Goal], shapes: Shapes) -> SearchRules:
     """What the search of a spec goes by."""
     spec, seed = search_of(loaded), loaded.spec.seed
     proposer = make_proposer(spec, seed, goals)
@@ -318,4 +311,4 @@ def search_rules(
     cohorts = cohorts_of(
         spec, epochs=loaded.spec.training.epochs, trials=trials, goal=goals[0], seed=seed
     )
-    return SearchRules(goals, proposer, cohorts, shapes.of, rows, trials, spec.max_rows)
+    return SearchRules(goals, proposer, cohorts, shapes.of, shapes.rows, trials, spec.max_rows)

@@ -70,7 +70,7 @@ def run_summary(run: RunResult | None) -> dict[str, Any] | None:
     best = next(
         each for each in run.trained.history() if each["epoch"] == run.trained.content["best_epoch"]
     )
-    metrics = {f"its own {name}": value for name, value in best.items() if name in VALID}
+    metrics = {name: value for name, value in best.items() if name in VALID}
     for split, found in (run.report.metrics if run.report else {}).items():
         metrics |= {f"{split} {name}": value for name, value in found.items() if split == "test"}
     # From the page, which lies in the search's folder beside the runs of the same name.

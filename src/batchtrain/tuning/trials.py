@@ -98,12 +98,14 @@ def best_trial(records: Sequence[TrialRecord], goals: Sequence[Goal]) -> TrialRe
 
 def pareto_front(records: Sequence[TrialRecord], goals: Sequence[Goal]) -> list[TrialRecord]:
     """The trials that no other is at least as good as in all goals and better in one, by number."""
-    able = [each for each in records if all(cost < math.inf for cost in each.costs(goals))]
-    return [
-        each
-        for each in able
-        if not any(_dominates(other.costs(goals), each.costs(goals)) for other in able)
-    ]
+    costs = {each.number: each.costs(goals) for each in records}
+    able = [each for each in records if all(cost < math.inf for cost in costs[each.number])]
+    front: list[TrialRecord] = []
+    # Whoever dominates a trial comes before it, and is in the front or dominated by one that is.
+    for each in sorted(able, key=lambda each: costs[each.number]):
+        if not any(_dominates(costs[other.number], costs[each.number]) for other in front):
+            front.append(each)
+    return sorted(front, key=lambda each: each.number)
 
 
 def _dominates(one: tuple[float, ...], other: tuple[float, ...]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from batchtrain.spec.base import fingerprint_of
@@ -51,7 +52,7 @@ class Unit:
     full_epochs: int
     is_pack: bool
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Its name on storage: what it is to do, so that another plan never finds its outcome."""
         digest = fingerprint_of({"format": FORMAT, **asdict(self)})[:12]
@@ -85,6 +86,7 @@ class MemberOutcome:
         rows: Rows trained since its beginning; what a parent trained counts there.
         ended_by: What ended it before its last epoch; empty where nothing did.
         error: Why it failed.
+        latest: Each goal's metric after the last epoch that is over.
     """
 
     number: int
@@ -95,6 +97,7 @@ class MemberOutcome:
     rows: int = 0
     ended_by: str = ""
     error: str = ""
+    latest: Mapping[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from batchtrain.tuning.rungs import brackets
-from batchtrain.tuning.schedulers import cohorts_of
+from batchtrain.tuning.space import draw
 from benchmarks import search_quality
 from benchmarks.search_objectives import (
     BRANIN_WORST,
@@ -22,17 +22,16 @@ from benchmarks.search_objectives import (
 )
 from benchmarks.search_quality import (
     ASHA,
-    GOAL,
     HYPERBAND,
     MARK,
-    Search,
-    SearchSpec,
+    PBT,
     holm,
     main,
     run_asha,
     run_hyperband,
     run_pbt,
     run_random,
+    searched,
 )
 
 SEED = 1000
@@ -89,18 +88,14 @@ def test_no_search_has_more_than_its_budget_and_all_begin_with_the_same_trials()
     assert hyperband.trials == sum(each.trials for each in brackets(16, HYPERBAND.factor))
     assert hyperband.epochs < hyperband.trials * 16
 
-    def searched(scheduler: object, trials: int) -> Search:
-        spec = SearchSpec(space=SHORT.space, scheduler=scheduler)
-        cohorts = cohorts_of(spec, epochs=16, trials=trials, goal=GOAL, seed=SEED)
-        search = Search(SHORT, cohorts, SEED, trials)
-        search.run()
-        return search
-
-    all_of_them, some = searched("none", 6), searched(ASHA, 6)
-    for number in range(6):
-        assert some.known[number].values == all_of_them.known[number].values
-        for epochs, scores in some.known[number].rungs.items():
-            assert epochs < 16 or scores == all_of_them.known[number].rungs[epochs]
+    (all_of_them, _), (some, _) = (
+        searched(SHORT, scheduler, seed=SEED, trials=6) for scheduler in ("none", ASHA)
+    )
+    for whole, cut in zip(all_of_them, some, strict=True):
+        assert cut.values == whole.values == draw(SHORT.space, SEED, cut.number)
+        for epochs, scores in cut.rungs.items():
+            assert epochs < 16 or scores == whole.rungs[epochs]
+    assert {each.state for each in some} == {"finished", "stopped"}
 
 
 def test_pbt_copies_states_as_they_were_at_the_exchange() -> None:
@@ -111,6 +106,12 @@ def test_pbt_copies_states_as_they_were_at_the_exchange() -> None:
     assert found.regret >= 2 * (0.9 * 0.98**20) ** 2
     assert found == run_pbt(toy, seed=SEED, members=6)
     assert run_random(PBT_TOY, seed=SEED, trials=2).regret > 2 * (0.9 * 0.98**100) ** 2
+    records, trainings = searched(toy, PBT, seed=SEED, trials=6)
+    # Who took over another's state took over its best epoch too: its model is no worse.
+    copies = [each for each in records if each.parent not in {None, each.number}]
+    assert copies
+    for each in copies:
+        assert trainings.regrets[each.number] <= records[each.parent].rungs[15]["valid_loss"]
 
 
 def test_the_tables_are_put_below_what_was_declared(

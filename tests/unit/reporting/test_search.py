@@ -181,6 +181,17 @@ def test_where_there_is_no_importance_a_sentence_says_why(
     assert why in render_search(table(trials))
 
 
+def test_a_population_is_not_judged_by_its_last_values() -> None:
+    trials = [{**trial(number), "parent": number // 2} for number in range(9)]
+    page = render_search(table(trials, scheduler={"kind": "pbt", "interval_epochs": 5}))
+    assert "change while it trains" in page
+    assert "permutation importance" not in page
+    assert "in force last" in page
+    assert "went on as a copy of trial 4" in page
+    assert "went on as a copy of trial 0" in page
+    assert page.count("went on as a copy of") == 8
+
+
 def test_two_goals_have_a_front(parse: Parse) -> None:
     pairs = [(0.5, 10.0), (0.4, 20.0), (0.45, 30.0), (0.3, 40.0), (0.6, 10.0)]
     trials = [

@@ -153,7 +153,7 @@ def test_what_may_be_compared_passes() -> None:
         "search: {metric: valid_r2, space: {training.loss: {choice: [mse, mae]}}}\n",
         "search: {space: {data.columns.a.scale: {choice: [none]}}}\n",
         "search: {space: {data.exclude: {choice: [[], [a]]}}}\n",
-        "search: {space: {training.epochs: {int: [1, 9]}}, scheduler: {kind: pbt}}\n",
+        "search: {space: {training.epochs: {int: [1, 9]}}, scheduler: {kind: asha}}\n",
         f"  task: regression\n{SPACE}  metric: [{{metric: valid_r2}}, {{metric: parameters}}]\n",
     ):
         assert parse_spec(HEAD + text, "s.yaml").spec.search is not None

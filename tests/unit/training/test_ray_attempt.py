@@ -118,6 +118,7 @@ class Driver:
         self.patch.setattr(ray_attempt, "ray", near)
         self.patch.setattr(ray_attempt, "open_board", lambda: self.board)
         self.patch.setattr(ray_attempt, "placement_groups", frozenset)
+        self.patch.setattr(ray_attempt, "is_within_an_actor", lambda: False)
 
         def trainer(_config: Any, _placement: Any, folder: str, **_timeout: float) -> Any:
             self.folders.append(Path(folder))

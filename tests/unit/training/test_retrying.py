@@ -30,6 +30,7 @@ CAUSES: dict[str, Cause | None] = {
     "LauncherLostError": LOST,
     "ModelRejectedError": None,
     "OwnershipError": None,
+    "PausedRunError": None,
     "RankFailedError": None,
     "RankLostError": LOST,
     "RankMemoryError": MEMORY,

@@ -152,7 +152,7 @@ def test_a_person_reads_rows_steps_memory_and_the_search(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     space = {"training.optimizer.lr": {"log_uniform": [1e-4, 0.1]}}
-    search = {"space": space, "trials": 12, "scheduler": "asha"}
+    search = {"space": space, "trials": 12, "scheduler": "asha", "metric": "valid_accuracy"}
     loaded = spec_for(tmp_path, mixed_table(gaps=False), search=search)
     result = CliRunner().invoke(app, ["plan", str(loaded.path)])
     assert result.exit_code == 0, result.output
@@ -161,7 +161,9 @@ def test_a_person_reads_rows_steps_memory_and_the_search(
     assert max(map(len, lines)) <= width
     assert lines[0].split(maxsplit=1) == ["rows", "62 train, 9 valid, 19 test"]
     assert any(line.split()[:2] == ["steps", "12:"] for line in lines)
-    assert "search     12 trials, random" in lines
+    assert "search     12 trials, random; max valid_accuracy" in lines
+    assert "rungs      about 12 to epoch 1, 4 to epoch 3" in lines
+    assert any("in this process" in line for line in lines)
     assert any("training.optimizer.lr: log_uniform 0.0001 to 0.1" in line for line in lines)
     assert any("asha (first_epochs 1, factor 4)" in line for line in lines)
     assert any(f"{12 * 3 * 62:,} rows at most" in line for line in lines)
@@ -178,29 +180,41 @@ def test_rungs_and_packs_of_a_search_are_shown() -> None:
         settings={"factor": 4},
         brackets=(BracketOutline(rungs=(1, 4, 16), trials=(64, 16, 4)),),
         shapes=(
-            ShapeOutline("[8]", trials=63, packs=2),
-            ShapeOutline("[8, 4]", trials=1, why_alone="it has its own steps"),
+            ShapeOutline("hidden 8", trials=63, packs=2),
+            ShapeOutline("", trials=1, why_alone="it has its own steps"),
         ),
         rows_at_most=123_456,
+        rows_expected=45_000,
+        where="trials run on Ray Tune, as asked",
         concurrent=3,
         notes=("a note",),
     )
-    document = {**PLANNED, "search": {**outline.to_json(), "seconds_at_most": 90.0}}
+    document = {**PLANNED, "search": {**outline.to_json(), "seconds": 90.0}}
     written = io.StringIO()
     show_plan(document, Console(file=written, width=100))
     said = [line.strip() for line in written.getvalue().splitlines()]
     wanted = [
         "steps      1: 1 epoch of 1 batch of 40 rows",
         "search     64 trials, tpe; min valid_loss, min parameters",
+        "trials run on Ray Tune, as asked; 3 at a time",
         "scheduler  asha (factor 4)",
-        "rungs      at most 64 to epoch 1, 16 to epoch 4, 4 to epoch 16",
-        "packs      63 trials of [8], in 2 packs",
-        "1 trial of [8, 4], alone: it has its own steps",
-        "at a time  3 at most",
-        "trained    123,456 rows at most",
+        "rungs      about 64 to epoch 1, 16 to epoch 4, 4 to epoch 16",
+        "packs      63 trials with hidden 8 in 2 packs",
+        "1 trial alone: it has its own steps",
+        "trained    123,456 rows at most; about 45,000 are expected",
+        "very roughly 1 min 30 s of training on this machine",
     ]
     assert [line for line in said if line in wanted] == wanted
     assert json.loads(json.dumps(document)) == json.loads(json.dumps(document, allow_nan=False))
+
+
+def test_a_space_that_no_trial_can_have_is_found_before_anything_is_done(tmp_path: Path) -> None:
+    space = {"training.optimizer.lr": {"uniform": [-1.0, 0.1]}}
+    loaded = spec_for(tmp_path, mixed_table(gaps=False), search={"space": space})
+    for command in ("plan", "check"):
+        result = CliRunner().invoke(app, [command, str(loaded.path)])
+        assert result.exit_code == 2, result.output
+        assert "training.optimizer.lr" in result.output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="it is about a machine without one")

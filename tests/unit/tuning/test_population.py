@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 
 from batchtrain.spec.search import Distribution, Pbt, SearchSpec
 from batchtrain.tuning.population import (
-    Generations,
     Member,
     changes_along,
-    drawn,
     next_generation,
-    perturbed,
     quantile_size,
 )
 from batchtrain.tuning.schedulers import cohorts_of
@@ -41,7 +38,7 @@ def test_the_worst_quarter_goes_on_as_changed_copies_of_the_best() -> None:
         if member.number in {0, 2}:
             assert each.parent in {1, 3}
             of_parent = members[each.parent].values[LR]
-            assert each.values[LR] in {of_parent * 1.2, of_parent * 0.8}
+            assert each.values[LR] in {round(of_parent * factor, 9) for factor in (1.2, 0.8)}
         else:
             assert (each.parent, each.values) == (member.number, member.values)
 
@@ -91,63 +88,21 @@ def test_parents_are_drawn_from_all_of_the_best_and_by_seed_generation_and_membe
     assert len({tuple(each) for each in parents}) == 4
 
 
-@pytest.mark.parametrize(
-    ("distribution", "value", "up", "down"),
-    [
-        (Distribution(uniform=(0.0, 1.0)), 0.5, 0.6, 0.4),
-        (Distribution(uniform=(0.0, 1.0)), 0.9, 1.0, 0.9 * 0.8),
-        (Distribution(log_uniform=(0.1, 1.0)), 0.11, 0.132, 0.1),
-        (Distribution(int=(1, 100)), 10, 12, 8),
-        (Distribution(int=(1, 100)), 2, 3, 1),
-        (Distribution(log_int=(1, 100)), 1, 2, 1),
-        (Distribution(choice=("a", "b", "c")), "b", "c", "a"),
-        (Distribution(choice=("a", "b", "c")), "c", "c", "b"),
-        (Distribution(choice=(1, True, 0.5)), True, 0.5, 1),
-    ],
-)
-def test_a_value_moves_to_a_neighbour(
-    distribution: Distribution, value: Any, up: Any, down: Any
-) -> None:
-    found = perturbed(distribution, value, 0.2), perturbed(distribution, value, 0.7)
-    if isinstance(value, float):
-        up, down = pytest.approx(up), pytest.approx(down)
-        assert [type(each) for each in found] == [float, float]
-    else:
-        assert [type(each) for each in found] == [type(up), type(down)]
-    assert found == (up, down)
-
-
-distributions = st.one_of(
-    st.tuples(st.floats(-5, 5), st.floats(6, 9)).map(lambda pair: Distribution(uniform=pair)),
-    st.tuples(st.floats(1e-6, 1), st.floats(2, 9)).map(lambda pair: Distribution(log_uniform=pair)),
-    st.tuples(st.integers(-5, 5), st.integers(6, 90)).map(lambda pair: Distribution(int=pair)),
-    st.tuples(st.integers(1, 5), st.integers(6, 90)).map(lambda pair: Distribution(log_int=pair)),
-    st.lists(st.integers(), min_size=1, max_size=4, unique=True).map(
-        lambda several: Distribution(choice=tuple(several))
-    ),
-)
-
-
-@given(distributions, st.floats(0, 1, exclude_max=True), st.floats(0, 1, exclude_max=True))
-def test_what_is_drawn_and_changed_stays_within_the_distribution(
-    distribution: Distribution, first: float, second: float
-) -> None:
-    value = drawn(distribution, first)
-    for each in (value, perturbed(distribution, value, second)):
-        if distribution.choice is not None:
-            assert each in distribution.choice
-            continue
-        low, high = distribution.bounds
-        assert low <= each <= high
-        assert isinstance(each, int) is distribution.kind.endswith("int")
-
-
-def test_all_of_a_whole_range_is_drawn() -> None:
-    shares = [number / 1000 for number in range(1000)]
-    assert {drawn(Distribution(int=(3, 6)), share) for share in shares} == {3, 4, 5, 6}
-    of_log = Counter(drawn(Distribution(log_int=(1, 8)), share) for share in shares)
-    assert set(of_log) == set(range(1, 9))
-    assert of_log[1] > of_log[2] > of_log[4] > of_log[8]
+def test_a_value_is_explored_by_seed_generation_and_member_and_reads_well() -> None:
+    """Over many exchanges too: no value gets the digits of a product of products."""
+    seen: dict[tuple[int, int], Any] = {}
+    for seed in range(4):
+        members = members_of(0.1, 0.2, 0.3, 0.4)
+        for at in range(10):
+            found = next_generation(
+                members, space=SPACE, spec=Pbt(kind="pbt"), seed=seed, generation=at
+            )
+            seen[seed, at] = found[3].values[LR]
+            assert float(f"{seen[seed, at]:.6g}") == seen[seed, at]
+            members = [replace(one, values=found[3].values) for one in members]
+    assert len(set(seen.values())) > 30
+    again = next_generation(members, space=SPACE, spec=PBT, seed=3, generation=9)
+    assert again == next_generation(members, space=SPACE, spec=PBT, seed=3, generation=9)
 
 
 def test_resampling_and_conditions() -> None:
@@ -199,18 +154,19 @@ def test_a_generation_waits_for_all_and_revives_who_failed() -> None:
     second = cohorts.heir(0, 4, known)
     assert second is not None
     assert second.parent == 3
-    assert any(second.values[LR] == heirs[3].values[LR] * each for each in (1.2, 0.8))
+    assert any(
+        second.values[LR] == pytest.approx(heirs[3].values[LR] * each) for each in (1.2, 0.8)
+    )
     assert cohorts.decide(0, 6, known) == "stop"
-    # Member 0 goes on as a copy of 3, which was a copy of 0.
-    assert isinstance(cohorts, Generations)
-    path = cohorts.lineage(0, 6)
-    assert path == [(0, values[0]), (2, heirs[3].values), (4, second.values)]
-    assert cohorts.lineage(2, 6) == [(0, values[2])] + [(each, values[2]) for each in (2, 4)]
+
+
+def test_a_lineage_as_changes_of_an_ordinary_training() -> None:
+    path = [(0, {LR: 0.01}), (2, {LR: 0.012}), (4, {LR: 0.012}), (6, {LR: 0.0144, MOMENTUM: 0.5})]
     assert changes_along(path) == [
-        {"epoch": 2, "lr": heirs[3].values[LR]},
-        {"epoch": 4, "lr": second.values[LR]},
+        {"epoch": 2, "lr": 0.012},
+        {"epoch": 6, "lr": 0.0144, "momentum": 0.5},
     ]
-    assert changes_along(cohorts.lineage(2, 6)) == []
+    assert changes_along(path[:1]) == []
     with pytest.raises(ValueError, match="to differ, found"):
         changes_along([(0, {"model.hidden": [3]}), (2, {"model.hidden": [4]})])
 

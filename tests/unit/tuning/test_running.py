@@ -275,7 +275,17 @@ def test_what_is_damaged_is_said_with_a_way_out(spec: LoadedSpec, damage: str) -
 def test_an_outcome_says_nothing_of_time_or_place(spec: LoadedSpec) -> None:
     found = done(runner_for(spec), unit({LR: 0.02}, 0, 2, is_pack=True))
     assert set(asdict(found.members[0])) == {
-        *("number", "state", "epochs", "best_epoch", "scores", "rows", "ended_by", "error")
+        *(
+            "number",
+            "state",
+            "epochs",
+            "best_epoch",
+            "scores",
+            "rows",
+            "ended_by",
+            "error",
+            "latest",
+        )
     }
     names = {name for record in found.histories[0] for name in record}
     assert names == {"epoch", "step", "lr", "train_loss", "valid_loss", "valid_accuracy"}

@@ -15,7 +15,6 @@ from batchtrain.spec.search import Distribution, Objective, Pbt, SearchSpec
 from batchtrain.spec.training import EarlyStopping, TrainingSpec
 from batchtrain.tuning.best import best_values
 from batchtrain.tuning.goals import goals_of
-from batchtrain.tuning.population import Generations
 from batchtrain.tuning.search import Search
 from batchtrain.tuning.table import table_document
 from batchtrain.tuning.trials import Goal
@@ -51,7 +50,6 @@ def test_the_spec_of_a_member_has_the_values_that_its_weights_were_trained_with(
 ) -> None:
     rules = rules_for(trials, Pbt(kind="pbt", interval_epochs=interval, resample=0.5))
     found = searched(rules, trials)
-    assert isinstance(rules.cohorts, Generations)
     for record in found.search.trials():
         if record.state != "finished":
             continue
@@ -62,15 +60,6 @@ def test_the_spec_of_a_member_has_the_values_that_its_weights_were_trained_with(
             rate = changes.get(epoch, rate)
             rates.append(rate)
         assert rates == trained_with(record.number, found.units)
-        lineage = rules.cohorts.lineage(record.number, EPOCHS)
-        assert lineage[0][1] == found.search.initial[lineage_start(found.search, record.number)]
-
-
-def lineage_start(search: Search, number: int) -> int:
-    """The trial with which a member's line began."""
-    for place in reversed(range(len(search.descent[number]))):
-        number = search.descent[number][place].parent
-    return number
 
 
 def test_a_trial_that_nobody_took_over_is_its_values() -> None:

@@ -81,6 +81,8 @@ class DropoutMasks:
             for is_drawn, (first, end) in zip(draws, pairwise(edges), strict=True):
                 if is_drawn:
                     numbers_N[first:end].uniform_(generator=self._generator)
+                else:
+                    numbers_N[first:end].zero_()  # Below 1, which is what such a layer keeps.
         if len(self._groups) > 1:
             numbers_GN = numbers_GN.index_select(0, self._group_K)
         return [

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from batchtrain.errors import ArtifactError, SpecError
+from batchtrain.errors import ArtifactError
 from batchtrain.models.build import build_model
 from batchtrain.models.early_stop import EarlyStop
 from batchtrain.models.schedules import Schedule, build_schedule
@@ -72,7 +72,13 @@ class Member:
         self._layout = layout
         self._watched = Watched.of(training)
         self._rate = _Rate(training.optimizer.lr)
-        self.schedule = self._new_schedule()
+        self.schedule: Schedule = build_schedule(
+            training.schedule,
+            cast(Optimizer, self._rate),
+            training.epochs,
+            warmup=training.warmup,
+            steps_per_epoch=self.plan.steps_per_epoch,
+        )
         stopping = training.early_stopping
         self.early_stop = (
             EarlyStop(stopping.patience, stopping.min_delta, mode=self._watched.mode)
@@ -133,13 +139,14 @@ class Member:
         Raises:
             TrainingError: If the schedule follows a loss that there is not.
         """
-        record = {
+        record: dict[str, Any] = {
             "epoch": self.epoch,
             "step": self.step,
             "lr": self.learning_rate(),
             "train_loss": train_loss,
-            **scores,
         }
+        for name, value in scores.items():
+            record.setdefault(name, value)
         self.history.append(record)
         if self.epoch:
             decide(self, record, self._watched, keep_best=1)
@@ -169,21 +176,6 @@ class Member:
             },
         )
 
-    def _new_schedule(self) -> Schedule:
-        """The schedule; one that does not suit the rate is an error of this trial alone."""
-        training, optimizer = self.facts.spec.training, cast(Optimizer, self._rate)
-        try:
-            return build_schedule(
-                training.schedule,
-                optimizer,
-                training.epochs,
-                warmup=training.warmup,
-                steps_per_epoch=self.plan.steps_per_epoch,
-            )
-        except SpecError as error:
-            self.error = str(error)
-            return build_schedule(None, optimizer, training.epochs)
-
     def _begin(self) -> None:
         row_P = self._layout.row(list(_built(self.facts).parameters()))
         self.moving = [
@@ -201,16 +193,15 @@ class Member:
             )
         self.moving = [state.tensors[name].clone() for name in names]
         self.epoch, self.step = int(saved["epoch"]), int(saved["step"])
-        self.ended_by, self.error = str(saved["ended_by"]), str(saved["error"]) or self.error
+        self.ended_by, self.error = str(saved["ended_by"]), str(saved["error"])
         self.history = [dict(record) for record in saved["history"]]
         if saved["best"] is not None:
             best = {WEIGHTS: state.tensors[BEST]} if BEST in state.tensors else {}
             self.best = [KeptEpoch(saved["best"]["epoch"], saved["best"]["value"], best)]
         if self.early_stop is not None and saved["early_stop"] is not None:
             self.early_stop.load_state(saved["early_stop"])
-        if not self.error:
-            self.schedule.load_state(_rescaled(saved["schedule"], self.optimizer.lr / saved["lr"]))
-            self.schedule.scale_to(self.schedule.share)
+        self.schedule.load_state(_rescaled(saved["schedule"], self.optimizer.lr / saved["lr"]))
+        self.schedule.scale_to(self.schedule.share)
 
     def _shape(self) -> list[Any]:
         """What weights and moments must agree in."""

@@ -1,7 +1,7 @@
 """The networks of a pack as one.
 
-`torch.func.vmap` over stacked weights would do the same for any network, at about twice the time of
-a step: see `layers` for where that goes. Dropout would be a mask that is given as well.
+`torch.func.vmap` over stacked weights gives the same numbers, as a test says, for any network; a
+prototype with it took about 1.6 times the time. See `layers` for where that goes.
 
 Shapes: K trials, B rows, F numeric features, C categorical columns, D the width of an embedding,
 O outputs.

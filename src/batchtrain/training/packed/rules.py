@@ -22,10 +22,8 @@ FREE_OF_TRAINING = {"optimizer", "schedule", "warmup", "early_stopping", "checkp
 """What the trials of one pack may differ in, besides the seed. A schedule and early stopping are
 numbers on the host; the other values are one number for each trial."""
 
-MOST_TRIALS = 64
-WORTH_PRODUCTS = {"cpu": 2**21, "cuda": 2**31}
-FEW_PRODUCTS = 2**18
-"""See `auto_pack_size`."""
+SIZES = {"cpu": ((2**22, 32), (2**24, 8)), "cuda": ((2**31, 32),)}
+"""Up to how many multiply-adds how many trials; see `auto_pack_size`."""
 
 
 def why_not_packed(spec: RunSpec) -> str | None:
@@ -112,19 +110,30 @@ def auto_pack_size(*, parameters: int, batch_rows: int, device: str = "cpu") -> 
     A small step is mostly the calls of its operations, which a pack makes once for all; a large
     one is mostly products, which a pack cannot make fewer, and its weights leave the cache. So the
     rule goes by the multiply-adds of a trial's forward pass, parameters x rows. Measured on one
-    core (see benchmarks): up to a quarter of a million a pack of 64 is the best, up to two million
-    32 still pay; above that a trial alone is as fast.
+    core with 32 features, the time of a trial alone over its share of a pack:
+
+    | network | rows | products | 8 | 32 | 64 |
+    |---|---|---|---|---|---|
+    | 32-16 | 32 | 0.05 M | 4.0 | 9.1 | 11.8 |
+    | 128-64 | 32 | 0.4 M | 2.7 | 4.8 | 5.8 |
+    | 128-64 | 128 | 1.6 M | 2.3 | 2.6 | 2.6 |
+    | 256-256 | 32 | 2.4 M | 2.1 | 2.2 | 1.9 |
+    | 512-256 | 32 | 4.8 M | 1.7 | 1.5 | 1.4 |
+    | 128-64 | 1024 | 13 M | 1.5 | 1.3 | 1.3 |
+    | 512-256 | 256 | 38 M | 1.1 | 1.1 | 1.0 |
+    | 512-256 | 1024 | 152 M | 1.0 | 0.9 | 0.9 |
+
+    So 32 up to four million and 8 up to sixteen; above that a trial alone is as fast. More than 32
+    would win little where it wins, and leave fewer packs than a small machine has cores.
 
     Args:
         parameters: Of the model.
-        batch_rows: Of a global batch.
-        device: `cpu` or `cuda`. For a GPU the bound was not measured: it is a thousand times that
-            of a core, about as much faster as it is at products.
+        batch_rows: Of a global batch, at most the training rows.
+        device: `cpu` or `cuda`. The bound of a GPU was not measured: it is 500 times that of a
+            core, about as much faster as it is at products.
     """
     products = parameters * batch_rows
-    if products > WORTH_PRODUCTS[device]:
-        return 1
-    return MOST_TRIALS if products <= FEW_PRODUCTS or device == "cuda" else MOST_TRIALS // 2
+    return next((trials for most, trials in SIZES[device] if products <= most), 1)
 
 
 def num_parameters(

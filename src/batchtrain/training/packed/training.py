@@ -68,8 +68,6 @@ class PackedTraining:
     ) -> None:
         """Begin the trials, or go on with them, and read the rows.
 
-        A trial that cannot even begin has failed; it does not keep the others from training.
-
         Args:
             specs: Of the trials, all with the same `pack_key`.
             prepared: The rows.
