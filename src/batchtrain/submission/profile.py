@@ -9,10 +9,11 @@ from pydantic import Field
 from batchtrain.spec.base import Name, SpecModel
 from batchtrain.spec.run import ResourcesSpec
 
-__all__ = ["KubernetesSettings", "Profile", "Profiles"]
+__all__ = ["KubernetesSettings", "Profile", "Profiles", "StageResources"]
 
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")]
 BackendName = Literal["ray", "kuberay", "local"]
+StageName = Literal["prepare", "train", "evaluate", "export"]
 
 
 class KubernetesSettings(SpecModel):
@@ -34,12 +35,21 @@ class KubernetesSettings(SpecModel):
     memory_per_node: str = Field(default="16Gi", pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")
 
 
+class StageResources(SpecModel):
+    """What the process of one stage holds, where each stage is a job of its own."""
+
+    cpus: float = Field(default=1.0, ge=0, le=1024)
+    gpus: float = Field(default=0.0, ge=0, le=64)
+    memory_gib: float = Field(default=0.0, ge=0, le=65536)
+
+
 class Profile(SpecModel):
     """One cluster."""
 
     backend: BackendName = "ray"
     address: str | None = Field(default=None, max_length=2048)
-    """Of the dashboard, such as http://head:8265; for `ray`."""
+    """Of the dashboard, such as http://head:8265; for `ray`. For `local`: the storage of the jobs,
+    where it is not that of the spec."""
     storage: str | None = Field(default=None, min_length=1, max_length=4096)
     """In place of the spec's: a folder that all nodes share, or the address of a bucket."""
     image: str | None = Field(default=None, max_length=1024)
@@ -49,6 +59,11 @@ class Profile(SpecModel):
     entrypoint_cpus: float = Field(default=1.0, ge=0, le=1024)
     """Cores that the job itself holds; with 1 or more it waits where the cluster is full."""
     entrypoint_gpus: float = Field(default=0.0, ge=0, le=64)
+    stages: dict[StageName, StageResources] = Field(default_factory=dict)
+    """What a stage holds instead, with `--stages separate`."""
+    ship_package: Literal["auto"] | bool = "auto"
+    """Whether batchtrain itself travels. `auto`: where it runs from a checkout; an image that has
+    the same version needs none."""
     forward: tuple[EnvName, ...] = ()
     """Names of variables that the job gets from the environment of whoever submits; no secrets:
     who may see the job sees them."""
