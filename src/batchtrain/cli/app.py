@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +10,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from batchtrain.cli.console import ConsoleProgress
+from batchtrain.cli.job_commands import list_jobs, logs, status, stop, submit
+from batchtrain.cli.options import Address, AllowCode, AsJson, Overrides, SpecFile, TakeOver
 from batchtrain.cli.outcome import command_outcome, plain, print_json
-from batchtrain.spec.load import LoadedSpec, load_spec
+from batchtrain.spec.load import load_spec
 from batchtrain.version import __version__
 
 __all__ = ["app", "main"]
@@ -26,26 +26,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-SpecFile = Annotated[Path, typer.Argument(metavar="SPEC", help="The spec file.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Another value for one key; may be repeated."),
-]
-AllowCode = Annotated[
-    list[str] | None,
-    typer.Option(metavar="PACKAGE", help="A package of yours whose code may run."),
-]
-TakeOver = Annotated[
-    bool,
-    typer.Option(
-        "--take-over", help="Go on with a run although another process seems to be writing it."
-    ),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(metavar="ADDRESS", help="A Ray cluster to join; auto: the one on this machine."),
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 BundleFolder = Annotated[
     str, typer.Argument(metavar="BUNDLE", help="The bundle's folder, or its s3:// address.")
 ]
@@ -213,24 +193,10 @@ def tune(
 ) -> None:
     """Search for the best values; go on with a search that was cut, and run the best spec."""
     with command_outcome(as_json=as_json):
-        from batchtrain.cli.search_result import show_search
-        from batchtrain.tuning.stage import tune_spec
+        from batchtrain.cli.running import tune_and_show
 
         loaded = load_spec(spec, overrides or [])
-        console = Console(stderr=as_json)
-        with closing(ConsoleProgress(console, _every_epochs(loaded))) as progress:
-            result = tune_spec(
-                loaded, progress=progress, allow_code=allow_code or [], address=address
-            )
-        document = result.to_json()
-        bundle = (document["run"] or {}).get("bundle")
-        places = {"table": document["table"], "page": document["page"]}
-        places |= {"spec": document["best_spec"], **({"bundle": bundle} if bundle else {})}
-        show_search(
-            result.document, console, places={word: _short(url) for word, url in places.items()}
-        )
-        if as_json:
-            print_json(document)
+        tune_and_show(loaded, allow_code=allow_code or [], address=address, as_json=as_json)
 
 
 @app.command()
@@ -325,6 +291,13 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
+app.command()(submit)
+app.command("list")(list_jobs)
+app.command()(status)
+app.command()(logs)
+app.command()(stop)
+
+
 @app.callback()
 def _root(
     version: Annotated[
@@ -346,37 +319,14 @@ def _run(
 ) -> None:
     """Run the stages up to `last` and say where the results are."""
     with command_outcome(as_json=as_json):
-        from batchtrain.pipeline import run_spec
+        from batchtrain.cli.running import run_and_show
 
         loaded = load_spec(spec, overrides or [])
-        console = Console(stderr=as_json)
-        progress = ConsoleProgress(console, _every_epochs(loaded))
-        with closing(progress):
-            result = run_spec(
-                loaded,
-                progress=progress,
-                last=last,
-                allow_code=allow_code or [],
-                take_over=take_over,
-                address=address,
-            )
-        document = result.to_json()
-        for name in ("prepared", "report", "bundle"):
-            if document[name]:
-                console.print(f"{name:<9} {_short(document[name])}", markup=False, soft_wrap=True)
-        if as_json:
-            print_json(document)
-
-
-def _every_epochs(loaded: LoadedSpec) -> int:
-    every = loaded.spec.tracking.log_every_epochs
-    return max(1, loaded.spec.training.epochs // 10) if every == "auto" else every
-
-
-def _short(path: str) -> str:
-    """A path as a person would type it from here."""
-    try:
-        here = Path.cwd()
-    except FileNotFoundError:  # somebody has deleted it; what was made is elsewhere
-        return path
-    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
+        run_and_show(
+            loaded,
+            last=last,
+            allow_code=allow_code or [],
+            take_over=take_over,
+            address=address,
+            as_json=as_json,
+        )

@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-__all__ = ["Backend", "JobRequest", "JobResources", "JobState", "JobStatus", "ShippedFile"]
+from batchtrain.artifacts.manifest import canonical_json
+from batchtrain.errors import ClusterError
+
+__all__ = [
+    "ID_PATTERN",
+    "ID_VARIABLE",
+    "JOBS",
+    "Backend",
+    "JobRequest",
+    "JobResources",
+    "JobState",
+    "JobStatus",
+    "ShippedFile",
+    "check_id",
+    "request_file",
+]
+
+ID_PATTERN = re.compile(r"[a-z0-9][a-z0-9.-]{0,119}")
+"""The name of a job: safe in a shell, an address, a folder and an object key."""
+
+ID_VARIABLE = "BATCHTRAIN_SUBMISSION_ID"
+"""By which the entry point knows its job."""
+
+JOBS = "_jobs"
+"""The folder of a storage for what is known of jobs; no run has such a name."""
 
 JobState = Literal["pending", "running", "succeeded", "failed", "stopped", "unknown"]
 """Waiting for its turn or its resources, at work, exit code 0, any other, ended by `stop`."""
@@ -22,12 +48,14 @@ class ShippedFile:
         size: In bytes.
         sha256: Of its bytes, in hex.
         source: Where it lies here; not part of what is sent.
+        content: Its bytes, where it was made for the job and lies nowhere.
     """
 
     name: str
     size: int
     sha256: str
     source: Path | None = field(default=None, compare=False)
+    content: bytes | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -129,3 +157,23 @@ class Backend(Protocol):
     def stop(self, submission_id: str) -> JobStatus:
         """Ask a job to end; one that is over stays as it is."""
         ...
+
+
+def request_file(arguments: Mapping[str, Any]) -> tuple[str, bytes]:
+    """The sha256, in hex, and the bytes of the file that the entry point reads."""
+    data = canonical_json(arguments)
+    return hashlib.sha256(data).hexdigest(), data
+
+
+def check_id(text: str) -> str:
+    """The name of a job, as it is.
+
+    Raises:
+        ClusterError: If no job can be called so.
+    """
+    if not ID_PATTERN.fullmatch(text):
+        raise ClusterError(
+            f"expected the id of a job, such as drug200-0123456789ab, found {text[:80]!r}. "
+            "`batchtrain list` has them"
+        )
+    return text
