@@ -24,7 +24,7 @@ from batchtrain.spec.reading.overrides import (
     put,
     with_overrides,
 )
-from batchtrain.spec.reading.places import Fault, Place, Places, join_key, problems_of
+from batchtrain.spec.reading.places import Fault, Place, Places, join_key, parents, problems_of
 from batchtrain.spec.reading.planned import planned_faults
 from batchtrain.spec.reading.problems import faults_of
 from batchtrain.spec.reading.search_keys import SPACE, search_key_faults
@@ -133,7 +133,7 @@ def with_replaced(loaded: LoadedSpec, values: Mapping[str, Any], source: str) ->
 
     Args:
         loaded: A spec; it stays as it is.
-        values: Key of the top level to a value as JSON has it, which replaces all of the key's.
+        values: Dotted key to a value as JSON has it.
         source: Where the values come from, as messages name it.
 
     Raises:
@@ -146,22 +146,10 @@ def with_replaced(loaded: LoadedSpec, values: Mapping[str, Any], source: str) ->
     keys, places = dict(loaded.places.keys), dict(loaded.places.values)
     place = Place(AFTER_ALL_LINES - 1, 0, source)
     for key, value in values.items():
-        before = document.get(key)
-        given = {name for name, found in keys.items() if _is_set_by(found, name)}
-        if key in given:
+        if any(_is_set_by(keys.get(each), each) for each in (key, *parents(key))):
             continue
-        kept = {
-            name: keys[f"{key}.{name}"]
-            for name in (before if isinstance(before, dict) else ())
-            if f"{key}.{name}" in given
-        }
-        document[key] = copy.deepcopy(value)
-        _place_at(place, key, (), keys, places)
-        for name in value if isinstance(value, dict) else ():
-            _place_at(place, f"{key}.{name}", (), keys, places)
-        for name, found in kept.items():
-            made = put(document, [key, name], before[name], outline) if before else []
-            _place_at(found, f"{key}.{name}", made, keys, places)
+        made = put(document, key.split("."), copy.deepcopy(value), outline)
+        _place_at(place, key, made, keys, places)
     changed = Document(document, Places(loaded.places.root, keys, places), ())
     spec, faults = _checked(changed, outline)
     if spec is None or faults:
@@ -169,9 +157,9 @@ def with_replaced(loaded: LoadedSpec, values: Mapping[str, Any], source: str) ->
     return LoadedSpec(spec, loaded.path, changed.places)
 
 
-def _is_set_by(place: Place, key: str) -> bool:
+def _is_set_by(place: Place | None, key: str) -> bool:
     """Whether an override set this very key, and not one below it."""
-    return re.match(rf"--set\s+{re.escape(key)}\s*=", place.text) is not None
+    return place is not None and bool(re.match(rf"--set\s+{re.escape(key)}\s*=", place.text))
 
 
 def _place_at(place: Place, key: str, made: Sequence[str], *known: dict[str, Place]) -> None:

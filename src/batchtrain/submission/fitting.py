@@ -82,7 +82,7 @@ def resource_findings(
         return
     for key, entry in entries.items():
         yield from _entry_findings(key, entry, nodes, facts, severity)
-    entry = next(iter(entries.values()))
+    entry = entries.get("stages.train") or entries["entrypoint_cpus"]
     if trains_in_job(spec):
         yield from _own_gpu(spec, entry)
     else:

@@ -22,17 +22,13 @@ from batchtrain.spec.reading.problems import faults_of
 from batchtrain.spec.reading.yaml_reader import read_yaml
 from batchtrain.spec.suggest import did_you_mean
 from batchtrain.submission.profile import Profile, Profiles, StageName
+from batchtrain.submission.secrets import is_secret_variable
 
 __all__ = ["FILE_NAME", "find_profile", "parse_profiles", "profile_files", "with_profile"]
 
 FILE_NAME = "batchtrain-profiles.yaml"
 VARIABLE = "BATCHTRAIN_PROFILES"
 STARTER = "Copy jobs/profiles.yaml, and keep what is yours"
-
-SECRET_WORDS = frozenset({"KEY", "PAT", "PASSWD", "CREDENTIALS"})
-SECRET_ENDS = ("SECRET", "TOKEN", "PASSWORD", "APIKEY", "CREDENTIAL")
-NO_SECRET_ENDS = frozenset({"ID", "FILE", "PATH", "DIR", "URI", "URL", "MODE"})
-"""The last words of names such as AWS_ACCESS_KEY_ID or RAY_AUTH_TOKEN_PATH."""
 
 GIVE_IT_TO_MACHINES = (
     "Give it to the machines instead: their environment or role, or for kuberay "
@@ -44,11 +40,11 @@ DIGEST = re.compile(r"@sha256:[0-9a-f]{64}$")
 MAX_NAMES = 20
 
 
-def find_profile(name: str, file: Path | None, spec_folder: Path) -> Profile:
+def find_profile(name: str | None, file: Path | None, spec_folder: Path) -> Profile:
     """The profile of this name, from the first file that has it.
 
     Args:
-        name: Which.
+        name: Which; may be left out where there is only one.
         file: The file to look in; left out, those of `profile_files`.
         spec_folder: The folder of the spec.
 
@@ -62,6 +58,8 @@ def find_profile(name: str, file: Path | None, spec_folder: Path) -> Profile:
         profiles = parse_profiles(read_text(path, str(path), starter=STARTER), str(path)).profiles
         if name in profiles:
             return profiles[name].named(name)
+        if name is None and len(profiles) == 1:
+            return next(profile.named(only) for only, profile in profiles.items())
         known |= {each: path for each in profiles if each not in known}
     raise SpecError([_no_such(name, files, known)])
 
@@ -111,7 +109,7 @@ def parse_profiles(text: str, file: str) -> Profiles:
 
 
 def with_profile(loaded: LoadedSpec, profile: Profile) -> LoadedSpec:
-    """The spec with the storage and the resources of a profile, where that has them.
+    """The spec with what a profile writes of storage and resources in place of its own.
 
     What `--set` gave stays. Messages name the profile as the place of what it gave.
 
@@ -126,22 +124,23 @@ def with_profile(loaded: LoadedSpec, profile: Profile) -> LoadedSpec:
     if profile.storage is not None:
         values["storage"] = profile.storage
     if profile.resources is not None:
-        values["resources"] = profile.resources.model_dump(mode="json", exclude_unset=True)
+        found = profile.resources.model_dump(mode="json", exclude_unset=True)
+        values |= {f"resources.{name}": value for name, value in found.items()}
     return with_replaced(loaded, values, f"profile {profile.name}".rstrip()) if values else loaded
 
 
-def _no_such(name: str, files: list[Path], known: Mapping[str, Path]) -> Problem:
+def _no_such(name: str | None, files: list[Path], known: Mapping[str, Path]) -> Problem:
     """There is no profile of this name: which there are, and where."""
-    asked = repr(name[:63])
+    asked = repr((name or "")[:63])
     if not files:
         message = f"there is no profile {asked}, and no file of profiles"
         return Problem("--profile", "", message, f"{STARTER}, as {FILE_NAME} beside the spec")
     where = ", ".join(str(path) for path in files)
     names = sorted(known)
     listed = ", ".join(names[:MAX_NAMES]) + (", ..." if len(names) > MAX_NAMES else "")
-    close = did_you_mean(name, names)
+    close = did_you_mean(name, names) if name else None
     hint = f"Did you mean {close!r}? " if close else ""
-    message = f"there is no profile {asked} in {where}"
+    message = f"there is no profile {asked} in {where}" if name else f"{where} has several profiles"
     return Problem("--profile", "", message, f"{hint}There are {listed}")
 
 
@@ -195,7 +194,7 @@ def _forwarded(names: Any, section: str, places: Places) -> Iterator[Fault]:
         elif _may_be_secret(name):
             message = "expected the name of a variable, found what looks like a secret"
             hint = "Remove it, and change the secret: it was written down here"
-        elif _names_secret(name):
+        elif is_secret_variable(name):
             message, hint = f"{name[:63]!r} is the name of a secret", GIVE_IT_TO_MACHINES
         if message:
             yield Fault(places.of_value(key), key, message, hint)
@@ -209,17 +208,3 @@ def _may_be_secret(text: str) -> bool:
         (False, True)
     """
     return len(text) >= SHORTEST_SECRET and MIXED.search(text) is not None
-
-
-def _names_secret(name: str) -> bool:
-    """Whether a variable of this name holds a secret.
-
-    Example:
-        >>> [_names_secret(name) for name in ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "PGPASSWORD")]
-        [True, True, True]
-        >>> [_names_secret(name) for name in ("AWS_ACCESS_KEY_ID", "TOKENIZERS_PARALLELISM")]
-        [False, False]
-    """
-    words = name.upper().split("_")
-    is_secret = any(word in SECRET_WORDS or word.endswith(SECRET_ENDS) for word in words)
-    return is_secret and words[-1] not in NO_SECRET_ENDS

@@ -128,7 +128,10 @@ def test_the_example_is_right_and_goes_with_a_spec() -> None:
     for name in profiles:
         profile = find_profile(name, file, ROOT)
         assert profile.name == name
-        assert with_profile(loaded, profile).spec.resources == profile.resources
+        asked = profile.resources
+        found = with_profile(loaded, profile).spec.resources
+        assert asked is not None
+        assert (found.workers, found.rows) == (asked.workers, "streaming")
 
 
 def test_the_nearest_file_with_the_name_holds(
@@ -158,6 +161,10 @@ def test_the_nearest_file_with_the_name_holds(
         find_profile("shard", None, folders["beside"])
     with pytest.raises(SpecError, match=r"no profile 'n2' in .*elsewhere"):
         find_profile("n2", elsewhere, folders["beside"])
+    with pytest.raises(SpecError, match="has several profiles  There are n7, shared"):
+        find_profile(None, elsewhere, folders["beside"])
+    elsewhere.write_text("version: 1\nprofiles: {only: {}}\n")
+    assert find_profile(None, elsewhere, folders["beside"]).name == "only"
 
 
 def test_a_file_that_was_asked_for_must_be_there(
@@ -183,7 +190,10 @@ def test_a_profile_stands_in_place_of_the_spec_and_set_has_the_last_word() -> No
     plain = parse_spec(SPEC, "s.yaml")
     changed = with_profile(plain, profile)
     assert changed.spec.storage == "s3://bucket/runs"
-    assert changed.spec.resources.model_dump(exclude_unset=True) == {"workers": 8}
+    assert changed.spec.resources.model_dump(exclude_unset=True) == {
+        "workers": 8,
+        "rows": "streaming",
+    }
     assert changed.spec.search == plain.spec.search
     assert changed.spec.data == plain.spec.data
     assert changed.where("resources.workers") == changed.where("storage") == "profile big"
