@@ -14,8 +14,8 @@ from typing import Any
 import typer
 import yaml
 
-from batchtrain.cli.outcome import command_outcome, plain, print_json
-from batchtrain.errors import ClusterError, InterruptedRunError, SpecError
+from batchtrain.cli.outcome import plain, print_json
+from batchtrain.errors import ClusterError, InterruptedRunError
 from batchtrain.spec.load import load_spec
 from batchtrain.submission.building import (
     SubmitOptions,

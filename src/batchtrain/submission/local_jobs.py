@@ -16,12 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import batchtrain
 from batchtrain.artifacts.process_identity import ProcessIdentity, this_process
 from batchtrain.errors import ClusterError
 from batchtrain.storage import FolderStorage
 from batchtrain.submission.local_runner import EXIT, LOG, PROCESS, STOP, WORK
 from batchtrain.submission.request import JOBS, JobRequest, JobState, JobStatus, check_id
+from batchtrain.submission.shipping import PACKAGE_FOLDER
 
 __all__ = ["LocalJobs"]
 
@@ -155,7 +155,7 @@ class LocalJobs:
 
     def _start(self, folder: Path, variables: Mapping[str, str]) -> None:
         """Start the process beside the job, and wait until it has said who it is."""
-        package = str(Path(batchtrain.__file__).parent.parent)
+        package = str(PACKAGE_FOLDER.parent)
         before = os.environ.get("PYTHONPATH")
         path = os.pathsep.join([package, *([before] if before else [])])
         command = [sys.executable, "-P", "-m", "batchtrain.submission.local_runner", str(folder)]

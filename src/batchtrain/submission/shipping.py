@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import batchtrain
 from batchtrain.errors import DataError, UnsafeInputError
 from batchtrain.spec.data import FilesSplit
 from batchtrain.spec.load import LoadedSpec, parse_spec
@@ -21,13 +20,14 @@ from batchtrain.submission.request import JobRequest, ShippedFile, request_file
 from batchtrain.submission.secrets import LEFT_OUT, refuse_secrets
 from batchtrain.submission.sources import FOLDER, Group, named_groups
 
-__all__ = ["LIMIT_BYTES", "PACKAGE", "Shipment", "ship", "stage_files"]
+__all__ = ["LIMIT_BYTES", "PACKAGE", "PACKAGE_FOLDER", "Shipment", "ship", "stage_files"]
 
 LIMIT_BYTES = 50 << 20
 """All files of a job together. Ray takes 100 MiB at most (`ray/_private/runtime_env/packaging.py`),
 keeps them in the memory of the head, and copies them to every node."""
 
 PACKAGE = "batchtrain"
+PACKAGE_FOLDER = Path(__file__).parent.parent
 LARGEST = 10
 """How many files a refusal lists."""
 
@@ -194,16 +194,12 @@ def _code(package: str, base: Path) -> dict[str, Path]:
 def _package_travels(wanted: Literal["auto"] | bool) -> bool:
     if wanted != "auto":
         return wanted
-    root = _package_folder().parent
+    root = PACKAGE_FOLDER.parent
     return root.name == "src" and (root.parent / "pyproject.toml").is_file()
 
 
 def _package() -> dict[str, Path]:
-    return {f"{PACKAGE}/{name}": path for name, path in _below(_package_folder())}
-
-
-def _package_folder() -> Path:
-    return Path(batchtrain.__file__).parent
+    return {f"{PACKAGE}/{name}": path for name, path in _below(PACKAGE_FOLDER)}
 
 
 def _below(folder: Path) -> Iterator[tuple[str, Path]]:
