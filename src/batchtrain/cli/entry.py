@@ -23,7 +23,7 @@ from batchtrain.cli.outcome import command_outcome
 from batchtrain.errors import BatchtrainError, UnsafeInputError
 from batchtrain.spec.load import LoadedSpec, load_spec
 from batchtrain.storage import Storage, open_storage
-from batchtrain.submission.building import COMMANDS, COORDINATE, FORMAT
+from batchtrain.submission.building import COMMANDS, COORDINATE, FORMAT, PROBE
 from batchtrain.submission.request import ID_VARIABLE, JobRequest, ShippedFile, check_id
 from batchtrain.submission.results import JobResult, publish_result, result_key
 
@@ -51,6 +51,11 @@ def main(words: Sequence[str]) -> int:
             submission_id = check_id(os.environ.get(ID_VARIABLE, ""))
             loaded = load_spec(folder / arguments["spec"])
             storage = open_storage(loaded.spec.storage, loaded.path.parent)
+            if arguments["command"] == PROBE:
+                from batchtrain.submission.probe_job import probe_line, probe_nodes
+
+                _say(probe_line(probe_nodes(storage)))
+                return 0
             job = _Job(arguments, sha256, submission_id, loaded, storage)
             job.run()
     except typer.Exit as ended:
@@ -76,7 +81,8 @@ def read_request(folder: Path, sha256: str) -> dict[str, Any]:
     path = folder / f"request-{sha256}.json"
     _check_bytes(path, sha256, MAX_REQUEST_BYTES)
     arguments: dict[str, Any] = json.loads(path.read_bytes())
-    if arguments.get("format") != FORMAT or arguments.get("command") not in (*COMMANDS, COORDINATE):
+    known = (*COMMANDS, COORDINATE, PROBE)
+    if arguments.get("format") != FORMAT or arguments.get("command") not in known:
         raise UnsafeInputError(
             f"{path.name}: expected a request of format {FORMAT}, found one of another version of "
             f"batchtrain ({arguments.get('batchtrain')}). Use the same version here and there"

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import copy
 import json
-import stat
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 
-from batchtrain.errors import Problem, SpecError
+from batchtrain.errors import SpecError
 from batchtrain.spec.data import with_source
+from batchtrain.spec.reading.files import read_text
 from batchtrain.spec.reading.locations import location_faults
 from batchtrain.spec.reading.outline import Outline
 from batchtrain.spec.reading.overrides import (
+    AFTER_ALL_LINES,
     BadOverrideError,
     put,
     with_overrides,
 )
-from batchtrain.spec.reading.places import Fault, Places, join_key, problems_of
+from batchtrain.spec.reading.places import Fault, Place, Places, join_key, parents, problems_of
 from batchtrain.spec.reading.planned import planned_faults
 from batchtrain.spec.reading.problems import faults_of
 from batchtrain.spec.reading.search_keys import SPACE, search_key_faults
-from batchtrain.spec.reading.yaml_reader import MAX_BYTES, STARTER, Document, read_yaml
+from batchtrain.spec.reading.yaml_reader import Document, read_yaml
 from batchtrain.spec.run import RunSpec
 from batchtrain.spec.schema import json_schema
-from batchtrain.spec.suggest import did_you_mean
 from batchtrain.spec.written import written_document
 
-__all__ = ["LoadedSpec", "load_spec", "parse_spec", "with_values"]
+__all__ = ["LoadedSpec", "load_spec", "parse_spec", "with_replaced", "with_values"]
 
 LITERAL_NUMBERS = (("version",),)
-SUFFIXES = (".yaml", ".yml", ".json")
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def load_spec(path: Path | str, overrides: Sequence[str] = ()) -> LoadedSpec:
     Raises:
         SpecError: With every problem of file and overrides, in the order of their lines.
     """
-    return parse_spec(_read_text(Path(path), str(path)), str(path), overrides)
+    return parse_spec(read_text(Path(path), str(path)), str(path), overrides)
 
 
 def parse_spec(text: str, file: str, overrides: Sequence[str] = ()) -> LoadedSpec:
@@ -118,15 +118,56 @@ def with_values(loaded: LoadedSpec, values: Mapping[str, Any]) -> LoadedSpec:
             raise SpecError(
                 problems_of([Fault(place, join_key(SPACE, key), error.args[0], error.args[1])])
             ) from None
-        for known in (keys, places):
-            for name in [each for each in known if each.startswith(f"{key}.")]:
-                del known[name]
-            known.update(dict.fromkeys((*made, key), place))
+        _place_at(place, key, made, keys, places)
     tried = Document(document, Places(loaded.places.root, keys, places), ())
     spec, faults = _checked(tried, outline)
     if spec is None or faults:
         raise SpecError(problems_of(_of_trial(fault, values) for fault in faults))
     return LoadedSpec(spec, loaded.path, tried.places)
+
+
+def with_replaced(loaded: LoadedSpec, values: Mapping[str, Any], source: str) -> LoadedSpec:
+    """The same spec, `search` included, with other values for some keys.
+
+    What `--set` gave stays: it is the last word of whoever runs the command.
+
+    Args:
+        loaded: A spec; it stays as it is.
+        values: Dotted key to a value as JSON has it.
+        source: Where the values come from, as messages name it.
+
+    Raises:
+        SpecError: If the values do not go with the spec.
+    """
+    outline = _outline()
+    document = written_document(loaded.spec)
+    if loaded.spec.search is not None:
+        document["search"] = loaded.spec.search.model_dump(mode="json", exclude_unset=True)
+    keys, places = dict(loaded.places.keys), dict(loaded.places.values)
+    place = Place(AFTER_ALL_LINES - 1, 0, source)
+    for key, value in values.items():
+        if any(_is_set_by(keys.get(each), each) for each in (key, *parents(key))):
+            continue
+        made = put(document, key.split("."), copy.deepcopy(value), outline)
+        _place_at(place, key, made, keys, places)
+    changed = Document(document, Places(loaded.places.root, keys, places), ())
+    spec, faults = _checked(changed, outline)
+    if spec is None or faults:
+        raise SpecError(problems_of(faults))
+    return LoadedSpec(spec, loaded.path, changed.places)
+
+
+def _is_set_by(place: Place | None, key: str) -> bool:
+    """Whether an override set this very key, and not one below it."""
+    return place is not None and bool(re.match(rf"--set\s+{re.escape(key)}\s*=", place.text))
+
+
+def _place_at(place: Place, key: str, made: Sequence[str], *known: dict[str, Place]) -> None:
+    """Say that a key, and the sections made for it, were written at a place."""
+    for places in known:
+        for name in [each for each in places if each.startswith(f"{key}.")]:
+            del places[name]
+        places.update(dict.fromkeys((*made, key), place))
 
 
 def _of_trial(fault: Fault, values: Mapping[str, Any]) -> Fault:
@@ -178,47 +219,3 @@ def _lookalikes(document: Any) -> list[dict[str, Any]]:
         if isinstance(value, bool | float):
             errors.append({"type": "literal_error", "loc": loc})
     return errors
-
-
-def _read_text(path: Path, file: str) -> str:
-    """Read a file that may be missing, huge, special or binary."""
-    try:
-        mode = path.stat().st_mode
-        if stat.S_ISDIR(mode):
-            _refuse(file, "expected a file, found a folder", _a_file_in(path))
-        if not stat.S_ISREG(mode):
-            _refuse(file, "expected a regular file, found a device, socket or pipe")
-        with path.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        _refuse(file, "there is no such file", _similar_file(path))
-    except (OSError, ValueError) as error:  # ValueError: a name that holds NUL
-        reason = getattr(error, "strerror", None) or str(error)
-        _refuse(file, f"the file cannot be read: {reason.lower()}")
-    if len(data) > MAX_BYTES:
-        _refuse(file, f"expected at most {MAX_BYTES} bytes, found more", "A spec holds no data")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        column = error.start - data.rfind(b"\n", 0, error.start)
-        found = f"expected UTF-8, found the byte 0x{data[error.start]:02X}"
-        _refuse(f"{file}:{line}:{column}", found, "Save the file as UTF-8")
-
-
-def _refuse(where: str, message: str, hint: str = "") -> NoReturn:
-    raise SpecError([Problem(where, "", message, hint)]) from None
-
-
-def _a_file_in(folder: Path) -> str:
-    names = sorted(each.name for each in folder.iterdir() if each.suffix in SUFFIXES)
-    return f"Name a spec in it, such as {str(folder / names[0])!r}" if names else STARTER
-
-
-def _similar_file(path: Path) -> str:
-    try:
-        names = [each.name for each in path.parent.iterdir() if each.suffix in SUFFIXES]
-    except OSError:
-        names = []
-    close = did_you_mean(path.name, sorted(names))
-    return f"Did you mean {str(path.with_name(close))!r}?" if close else STARTER

@@ -56,6 +56,8 @@ STOP_WAIT_S = 60
 """After `stop` a run publishes one more checkpoint; Ray would kill it after 3 seconds."""
 
 COORDINATE = "coordinate"
+PROBE = "probe"
+"""See `batchtrain.submission.probe_job`."""
 
 
 @dataclass(frozen=True)

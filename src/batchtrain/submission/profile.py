@@ -2,18 +2,60 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from batchtrain.spec.base import Name, SpecModel
-from batchtrain.spec.run import ResourcesSpec
+from batchtrain.spec.run import ResourcesSpec, storage_address_problem
 
-__all__ = ["KubernetesSettings", "Profile", "Profiles", "StageResources"]
+__all__ = [
+    "KubernetesSettings",
+    "Profile",
+    "Profiles",
+    "StageName",
+    "StageResources",
+    "address_problem",
+]
 
 EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")]
 BackendName = Literal["ray", "kuberay", "local"]
 StageName = Literal["prepare", "train", "evaluate", "export"]
+
+OF_BACKENDS = {"address": ("ray", "local"), "image": ("kuberay",), "kubernetes": ("kuberay",)}
+"""Keys that not every backend reads."""
+
+IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?")
+
+FORM = "expected the address of a dashboard, such as http://head:8265"
+
+
+def address_problem(text: str) -> str | None:
+    """What is wrong with the address of a dashboard, as a sentence; None where nothing is.
+
+    The sentence does not repeat the address, which may hold a secret.
+
+    Example:
+        >>> address_problem("http://head:8265")
+        >>> address_problem("ray://head:10001")
+        'expected the address of a dashboard, such as http://head:8265, found one of another kind'
+    """
+    try:
+        parts = urlsplit(text)
+        has_host = bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return f"{FORM}, found one that has no such form"
+    if "://" not in text or parts.scheme not in {"http", "https"}:
+        return f"{FORM}, found one of another kind"
+    if "@" in text:
+        return f"{FORM}, found credentials in it"
+    if parts.query or parts.fragment or "?" in text or "#" in text:
+        return f"{FORM}, found a query in it"
+    if not has_host or not text.isprintable() or any(char in text for char in " \\;"):
+        return f"{FORM}, found one that has no such form"
+    return None
 
 
 class KubernetesSettings(SpecModel):
@@ -70,6 +112,58 @@ class Profile(SpecModel):
     rate_per_hour: float | None = Field(default=None, ge=0, le=1e6)
     """What an hour of the cluster costs, in a currency of yours."""
     kubernetes: KubernetesSettings | None = None
+
+    _name: str = PrivateAttr(default="")
+
+    @property
+    def name(self) -> str:
+        """What its file calls it; empty where it came from none."""
+        return self._name
+
+    def named(self, name: str) -> Profile:
+        """The same, knowing its name."""
+        copy = self.model_copy()
+        copy._name = name
+        return copy
+
+    @field_validator("image")
+    @classmethod
+    def _image_is_a_name(cls, image: str | None) -> str | None:
+        if image is not None and not IMAGE.fullmatch(image):
+            raise ValueError(
+                "expected the name of an image, such as registry.example/team/batchtrain:1.4, "
+                "found one that has no such form"
+            )
+        return image
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_can_be_opened(cls, storage: str | None) -> str | None:
+        problem = _storage_problem(storage)
+        if problem:
+            raise ValueError(problem)
+        return storage
+
+    @model_validator(mode="after")
+    def _keys_suit_the_backend(self) -> Profile:
+        problems = [
+            f"`{key}` is read with `backend: {' or '.join(backends)}` only, found "
+            f"`backend: {self.backend}`; remove one of the two"
+            for key, backends in OF_BACKENDS.items()
+            if getattr(self, key) is not None and self.backend not in backends
+        ]
+        if not problems and self.address is not None:
+            is_storage = self.backend == "local"
+            problem = (_storage_problem if is_storage else address_problem)(self.address)
+            problems += [f"`address`: {problem}"] if problem else []
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+def _storage_problem(text: str | None) -> str | None:
+    is_address = text is not None and "://" in text
+    return storage_address_problem(text) if text and is_address else None
 
 
 class Profiles(SpecModel):

@@ -27,9 +27,10 @@ FILES = (
 LEFT_OUT = frozenset({"__pycache__", *FOLDERS})
 """Folders that are passed over where a whole folder travels."""
 
-SECRET_VARIABLE = re.compile(
-    r"(SECRET|TOKEN|PASSW|CREDENTIAL|PRIVATE|SIGNATURE|(^|_)(API|ACCESS)?_?KEYS?$|(^|_)AUTH$|_PAT$)"
-)
+SECRET_WORD = re.compile(r"KEYS?|PAT|AUTH|PASSWD|PRIVATE|SIGNATURE|.*(SECRET|TOKEN|PASSWORD)S?")
+SECRET_PART = re.compile(r"APIKEY|CREDENTIAL")
+NO_SECRET_ENDS = frozenset({"ID", "FILE", "PATH", "DIR", "URI", "URL", "MODE"})
+"""The last words of names such as AWS_ACCESS_KEY_ID and RAY_AUTH_TOKEN_PATH."""
 
 
 def refuse_secrets(paths: Iterable[Path]) -> None:
@@ -51,13 +52,18 @@ def refuse_secrets(paths: Iterable[Path]) -> None:
 
 
 def is_secret_variable(name: str) -> bool:
-    """Whether a variable is a secret, by its name.
+    """Whether a variable holds a secret, by its name.
 
     Example:
-        >>> is_secret_variable("AWS_SECRET_ACCESS_KEY"), is_secret_variable("AWS_REGION")
-        (True, False)
+        >>> [is_secret_variable(name) for name in ("AWS_SECRET_ACCESS_KEY", "PGPASSWORD")]
+        [True, True]
+        >>> [is_secret_variable(name) for name in ("AWS_ACCESS_KEY_ID", "TOKENIZERS_PARALLELISM")]
+        [False, False]
     """
-    return SECRET_VARIABLE.search(name.upper()) is not None
+    words = name.upper().split("_")
+    if words[-1] in NO_SECRET_ENDS:
+        return False
+    return any(SECRET_WORD.fullmatch(word) or SECRET_PART.search(word) for word in words)
 
 
 def _is_secret(path: Path) -> bool:

@@ -20,6 +20,9 @@ PATTERNS = (
     (NAME_PATTERN, "lower-case letters, digits and hyphens, at most 63, the first no hyphen"),
     ("^(>=|<=|>|<)", 'a comparison with a number, such as ">= 0.9"'),
     ("^[A-Za-z]", "`package.module:Class`"),
+    ("^[A-Za-z_]", "the name of a variable, such as HTTPS_PROXY"),
+    ("^[a-z0-9](", "a name as Kubernetes has it: lower-case letters, digits and hyphens"),
+    ("^[1-9][0-9]*(Mi", "a size such as 512Mi or 16Gi"),
 )
 
 

@@ -52,12 +52,13 @@ class Document:
     faults: tuple[Fault, ...]
 
 
-def read_yaml(text: str, file: str) -> Document:
+def read_yaml(text: str, file: str, *, starter: str = STARTER) -> Document:
     """Read one document whose top level is a section; JSON is read as the YAML that it is.
 
     Args:
         text: The whole file.
         file: Its name, for messages.
+        starter: What to do where there is nothing in it.
 
     Raises:
         SpecError: If nothing can be read: a syntax error, control characters, more than
@@ -74,7 +75,7 @@ def read_yaml(text: str, file: str) -> Document:
         place, found = document.places.values.get("", root), shown(document.value)
         is_empty = document.value is None
         message = "the file is empty" if is_empty else f"expected `key: value`, found {found}"
-        raise SpecError(problems_of([*document.faults, Fault(place, "", message, STARTER)]))
+        raise SpecError(problems_of([*document.faults, Fault(place, "", message, starter)]))
     return document
 
 
