@@ -135,9 +135,7 @@ class OnTune:
 class _Desk:
     """Where Tune asks for units and says what became of them; all in the driver's process."""
 
-    def __init__(
-        self, loop: SearchLoop, most: int, stop_requested: Callable[[], bool]
-    ) -> None:
+    def __init__(self, loop: SearchLoop, most: int, stop_requested: Callable[[], bool]) -> None:
         self._loop = loop
         self._most = most
         self._units: dict[str, Unit] = {}
