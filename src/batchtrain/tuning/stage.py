@@ -212,8 +212,8 @@ class _Tuning:
         then = MachineChoices.from_bytes(self.storage.read(key), where=self.storage.url(key))
         for name, (before, here) in then.differences(now).items():
             self.progress.note(
-                f"{name} is {here!r} here, and was {before!r} where the search began; the last bits "
-                "of trials to come may differ from those of one machine"
+                f"{name} is {here!r} here, and was {before!r} where the search began: the last "
+                "bits of trials to come may differ from those of one machine"
             )
 
     def _executor(self) -> tuple[Executor, str]:
