@@ -82,8 +82,8 @@ def train_function(config: dict[str, Any], rows: Rows, epochs: int) -> None:
         tune.report({"loss": valid_loss})
 
 
-def search(rows: Rows, trials: int, epochs: int, folder: Path) -> dict[str, Any]:
-    """Search, and give the best trial's values; Ray is started where it is not."""
+def search(rows: Rows, trials: int, epochs: int, folder: Path) -> float:
+    """Search, and give the best loss; Ray is started where it is not."""
     tuner = tune.Tuner(
         tune.with_resources(
             tune.with_parameters(train_function, rows=rows, epochs=epochs), {"cpu": 1}
@@ -97,7 +97,8 @@ def search(rows: Rows, trials: int, epochs: int, folder: Path) -> dict[str, Any]
         run_config=tune.RunConfig(name=f"bare-{time.time_ns()}", storage_path=str(folder)),
     )
     best = tuner.fit().get_best_result()
-    return {"loss": best.metrics["loss"], **best.config}
+    print(f"best: {best.config}")
+    return float((best.metrics or {})["loss"])
 
 
 def main() -> None:

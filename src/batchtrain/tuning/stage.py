@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from typing import Any
 
 from batchtrain.artifacts.manifest import canonical_json
@@ -25,6 +26,7 @@ from batchtrain.spec.search import DEFAULT_TRIALS, SearchSpec
 from batchtrain.storage import Storage, open_storage
 from batchtrain.surroundings import chosen_engine, ray_session
 from batchtrain.training.interrupt import stop_on_signals
+from batchtrain.training.machine import MachineChoices, choose_machine
 from batchtrain.training.stage import run_layout
 from batchtrain.tuning.best import best_text, best_values
 from batchtrain.tuning.choice import choose_executor, unit_resources
@@ -154,6 +156,9 @@ class _Tuning:
         """Where the search lies: its id is that of the run without it, and of what is tried."""
         run = run_layout(self.loaded, self.prepared, self.storage)
         plan = self.spec.model_dump(mode="json", exclude=NOT_OF_THE_PLAN)
+        if self.spec.algorithm == "tpe":
+            # Another version of it proposes other values from the same results.
+            plan["optuna"] = version("optuna")
         search_id = fingerprint_of({"run": run.run_id, "search": plan})[:12]
         return SearchLayout(self.storage, self.loaded.spec.name, search_id)
 
@@ -179,6 +184,7 @@ class _Tuning:
             self.document,
             self.spec.max_time,
         )
+        self._note_machine()
         executor, why = self._executor()
         if why:
             self.progress.note(why)
@@ -197,6 +203,18 @@ class _Tuning:
             f"{done} trials",
             time.monotonic() - began,
         )
+
+    def _note_machine(self) -> None:
+        """Record what the last bits depend on at the first start, and say where it differs now."""
+        now, key = choose_machine(self.loaded.spec.resources), self.layout.record
+        if self.storage.create(key, canonical_json(now.to_json())):
+            return
+        then = MachineChoices.from_bytes(self.storage.read(key), where=self.storage.url(key))
+        for name, (before, here) in then.differences(now).items():
+            self.progress.note(
+                f"{name} is {here!r} here, and was {before!r} where the search began: the last "
+                "bits of trials to come may differ from those of one machine"
+            )
 
     def _executor(self) -> tuple[Executor, str]:
         """What carries the search out, and why it is not this process."""
