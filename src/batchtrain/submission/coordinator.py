@@ -96,7 +96,8 @@ def plan_stages(
             resources=JobResources(**arguments["stages"][stage]),
             metadata={**metadata, "command": stage, "stages": "together", "part_of": base},
         )
-        name = f"{base}.{stage}"
+        # No dot: Ray would take its log for a part of the coordinator's.
+        name = f"{base}-{stage}"
         jobs.append(StageJob(stage, name, with_id(request, name)))
     return jobs
 

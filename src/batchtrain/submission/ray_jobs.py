@@ -32,6 +32,13 @@ BEGIN = "Running entrypoint for job "
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
 """Ray takes them before an address that it is given."""
 
+LOUD = (
+    "ray",
+    "ray._private.runtime_env.packaging",
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+)
+
 LIMIT_S = 30.0
 """Seconds that the dashboard may be silent; Ray's client would wait for ever."""
 UPLOAD_LIMIT_S = 300.0
@@ -225,8 +232,6 @@ class RayJobs:
 def _client(address: str | None) -> Any:
     """Ray's client, which waits for an answer no longer than `LIMIT_S`."""
     set_auth_mode()
-    # Its news are ours to tell.
-    logging.getLogger("ray").setLevel(logging.ERROR)
     from ray.job_submission import JobSubmissionClient
 
     class Client(JobSubmissionClient):
@@ -234,7 +239,8 @@ def _client(address: str | None) -> Any:
             options.setdefault("timeout", UPLOAD_LIMIT_S if method == "PUT" else LIMIT_S)
             return super()._do_request(method, *words, **options)
 
-    for name in ("ray.dashboard.modules.job.sdk", "ray.dashboard.modules.dashboard_sdk"):
+    for name in LOUD:
+        # Its news are ours to tell.
         logging.getLogger(name).setLevel(logging.ERROR)
     with _without(ADDRESS_VARIABLES if address else ()):
         return Client(address)
