@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -10,7 +11,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from batchtrain.cli.job_commands import list_jobs, logs, status, stop, submit
+from batchtrain.cli.job_commands import (
+    ProfileFile,
+    ProfileName,
+    list_jobs,
+    logs,
+    status,
+    stop,
+    submit,
+)
 from batchtrain.cli.options import Address, AllowCode, AsJson, Overrides, SpecFile, TakeOver
 from batchtrain.cli.outcome import command_outcome, plain, print_json
 from batchtrain.spec.load import load_spec
@@ -110,17 +119,29 @@ def plan(
     spec: SpecFile,
     overrides: Overrides = None,
     allow_code: AllowCode = None,
+    profile: ProfileName = None,
+    profiles: ProfileFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what would run: rows, steps, memory, time, and where; start nothing."""
     with command_outcome(as_json=as_json):
         from batchtrain.cli.plan import planned, show_plan
 
-        document = planned(load_spec(spec, overrides or []), allow_code or [])
+        loaded = load_spec(spec, overrides or [])
+        more: list[tuple[str, str]] = []
+        if profile is None and profiles is None:
+            document = planned(loaded, allow_code or [])
+        else:
+            from batchtrain.cli.plan_elsewhere import elsewhere_lines, planned_elsewhere
+            from batchtrain.submission.profiles import find_profile
+
+            found = find_profile(profile, profiles, loaded.path.parent)
+            document = planned_elsewhere(loaded, found, allow_code or [], os.environ)
+            more = [*elsewhere_lines(document["elsewhere"])]
         if as_json:
             print_json(document)
         else:
-            show_plan(document, Console())
+            show_plan(document, Console(), more=more)
 
 
 @app.command()

@@ -11,7 +11,7 @@ import typer
 from batchtrain.cli.options import AllowCode, AsJson, Overrides, SpecFile
 from batchtrain.cli.outcome import command_outcome
 
-__all__ = ["list_jobs", "logs", "status", "stop", "submit"]
+__all__ = ["ProfileFile", "ProfileName", "list_jobs", "logs", "status", "stop", "submit"]
 
 
 class BackendOption(StrEnum):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.text import Text
 from batchtrain.cli.outcome import plain
 from batchtrain.reporting.wording import duration
 from batchtrain.spec.load import LoadedSpec
+from batchtrain.storage import Storage
 
 __all__ = ["planned", "show_plan"]
 
@@ -19,27 +20,38 @@ FEW_RUNGS = 8
 UNITS = ("B", "kB", "MB", "GB", "TB")
 
 
-def planned(loaded: LoadedSpec, allow_code: Sequence[str]) -> dict[str, Any]:
-    """What would run, as `--json` prints it."""
+def planned(
+    loaded: LoadedSpec, allow_code: Sequence[str], *, storage: Storage | None = None
+) -> dict[str, Any]:
+    """What would run, as `--json` prints it; `storage` is where results are looked for."""
     from batchtrain.tuning.corners import check_space
     from batchtrain.tuning.forecast import forecast
     from batchtrain.tuning.planning import plan_document, plan_run
 
     if loaded.spec.search is not None:
         check_space(loaded)
-    run = plan_run(loaded, allow_code=allow_code)
+    run = plan_run(loaded, allow_code=allow_code, storage=storage)
     search = forecast(loaded, run.task.prepared) if loaded.spec.search is not None else None
     return plan_document(run, search)
 
 
-def show_plan(document: Mapping[str, Any], console: Console) -> None:
-    """Print what `plan_document` gave, for people: a word, and beside it what there is to say."""
+def show_plan(
+    document: Mapping[str, Any], console: Console, *, more: Iterable[tuple[str, str]] = ()
+) -> None:
+    """Print what `plan_document` gave, for people: a word, and beside it what there is to say.
+
+    Args:
+        document: The plan.
+        console: Where.
+        more: Lines of the same form that come at the end.
+    """
     table = Table.grid(padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True, style="bold", min_width=9)
     table.add_column(overflow="fold")
     lines = [*_run_lines(document)]
     if document["search"] is not None:
         lines += _search_lines(document["search"])
+    lines += more
     last = ""
     for word, text in lines:
         table.add_row("" if word == last else word, Text(plain(text)))

@@ -12,7 +12,7 @@ from batchtrain.submission.findings import Finding, Severity
 from batchtrain.submission.profile import Profile
 from batchtrain.submission.request import JobResources
 
-__all__ = ["entries_of", "resource_findings", "trains_in_job"]
+__all__ = ["amount_of", "entries_of", "resource_findings", "trains_in_job"]
 
 GIB = 2**30
 NEVER = "Lower it, or add larger nodes"
@@ -31,7 +31,7 @@ class _Worker:
         return int(min(node.cpus // self.cpus, by_gpus))
 
     def __str__(self) -> str:
-        return _amount(self.cpus, self.gpus)
+        return amount_of(self.cpus, self.gpus)
 
 
 def entries_of(profile: Profile, *, separate: bool = False) -> dict[str, JobResources]:
@@ -97,7 +97,7 @@ def _entry_findings(
     severity: Severity,
 ) -> Iterator[Finding]:
     if not any(_holds(node, entry) for node in nodes):
-        wanted = _amount(entry.cpus, entry.gpus, entry.memory_bytes)
+        wanted = amount_of(entry.cpus, entry.gpus, entry.memory_bytes)
         yield Finding(
             severity,
             key,
@@ -130,7 +130,7 @@ def _worker_findings(
     # One worker that is left to `auto` may be the job itself.
     own = JobResources(0) if asked.workers == "auto" else entry
     room = _room(nodes, worker, own)
-    besides = f" besides the {_amount(own.cpus, own.gpus)} of the job itself" if own.cpus else ""
+    besides = f" besides the {amount_of(own.cpus, own.gpus)} of the job itself" if own.cpus else ""
     if room < count:
         yield Finding(
             severity,
@@ -212,18 +212,21 @@ def _free(node: NodeFacts) -> NodeFacts | None:
 def _largest(nodes: Sequence[NodeFacts], *, memory: bool = False) -> str:
     if not nodes:
         return "no node yet"
-    most = _amount(max(node.cpus for node in nodes), max(node.gpus for node in nodes))
+    most = amount_of(max(node.cpus for node in nodes), max(node.gpus for node in nodes))
     if memory:
         most += f" and {max(node.memory for node in nodes) / GIB:.1f} GiB"
     return f"at most {most} on one"
 
 
 def _in_all(nodes: Sequence[NodeFacts]) -> str:
-    has = _amount(sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), gpus_too=True)
+    has = amount_of(
+        sum(node.cpus for node in nodes), sum(node.gpus for node in nodes), gpus_too=True
+    )
     return f"{has} on {len(nodes)} node{'' if len(nodes) == 1 else 's'}"
 
 
-def _amount(cpus: float, gpus: float, memory_bytes: int = 0, *, gpus_too: bool = False) -> str:
+def amount_of(cpus: float, gpus: float, memory_bytes: int = 0, *, gpus_too: bool = False) -> str:
+    """Say how much of a machine: `2 CPUs and 1 GPU`; GPUs only where there are any, or asked."""
     parts = [f"{cpus:g} CPU{'' if cpus == 1 else 's'}"]
     if gpus or gpus_too:
         parts.append(f"{gpus:g} GPU{'' if gpus == 1 else 's'}")

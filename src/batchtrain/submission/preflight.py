@@ -248,10 +248,10 @@ def _forward_findings(profile: Profile, environ: Mapping[str, str]) -> Iterator[
     missing = [name for name in profile.forward if name not in environ]
     if missing:
         yield Finding(
-            "error",
+            "warning",
             "forward",
             f"expected {' and '.join(missing)} in the environment here, found nothing. Export "
-            "what the job is to get, or take the name out of the profile",
+            "what the job is to get; else it goes without",
             _place(profile),
         )
 

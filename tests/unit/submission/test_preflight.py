@@ -321,8 +321,8 @@ BEFORE: dict[str, tuple[dict[str, Any], str, list[str]]] = {
         "./runs",
         [
             (
-                "error: forward: expected HF_HOME and HTTPS_PROXY in the environment here, found "
-                "nothing. Export what the job is to get, or take the name out of the profile"
+                "warning: forward: expected HF_HOME and HTTPS_PROXY in the environment here, found "
+                "nothing. Export what the job is to get; else it goes without"
             )
         ],
     ),
