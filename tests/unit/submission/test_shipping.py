@@ -56,10 +56,8 @@ def test_a_file_is_known_by_its_bytes_and_not_by_where_it_lies(
 
 
 def test_the_job_reads_the_spec_that_was_meant(load: Load, tmp_path: Path) -> None:
-    loaded = load(
-        "training.epochs=7",
-        "search={trials: 4, space: {training.optimizer.lr: {log_uniform: [1e-4, 1e-2]}}}",
-    )
+    space = "{training.optimizer.lr: {log_uniform: [1e-4, 1e-2]}}"
+    loaded = load("training.epochs=7", f"search={{trials: 4, space: {space}}}")
 
     there = staged(shipped(loaded), tmp_path / "work")
 
