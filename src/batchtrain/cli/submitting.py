@@ -16,7 +16,7 @@ import yaml
 
 from batchtrain.cli.outcome import plain, print_json
 from batchtrain.errors import ClusterError, InterruptedRunError
-from batchtrain.spec.load import load_spec
+from batchtrain.spec.load import LoadedSpec, load_spec
 from batchtrain.submission.building import (
     SubmitOptions,
     build_request,
@@ -25,7 +25,10 @@ from batchtrain.submission.building import (
     profile_overrides,
     with_id,
 )
+from batchtrain.submission.checking import all_findings
+from batchtrain.submission.findings import refuse_errors
 from batchtrain.submission.following import NewLines, follow
+from batchtrain.submission.probe_job import ask_probe
 from batchtrain.submission.profile import BackendName, Profile
 from batchtrain.submission.request import Backend, JobRequest, JobStatus, check_id
 from batchtrain.submission.results import read_result, settled, storage_of
@@ -125,7 +128,7 @@ def submit_spec(
     choice = choose_id(request.submission_id, backend.jobs(), again=again)
     request = with_id(request, choice.submission_id)
     if choice.known is None:
-        check(request, cluster, backend)
+        check(request, loaded, cluster, options, backend)
     job, is_new = _sent(request, choice.known, backend)
     say = _sayer(as_json=as_json)
     say(f"{'submitted' if is_new else 'found'} {job.submission_id}" + _standing(job, is_new=is_new))
@@ -137,12 +140,31 @@ def submit_spec(
     _follow(backend, cluster, job, say, as_json=as_json)
 
 
-def check(request: JobRequest, cluster: Cluster, backend: Backend) -> None:
-    """Hold a request against the cluster before it is sent.
+def check(
+    request: JobRequest,
+    loaded: LoadedSpec,
+    cluster: Cluster,
+    options: SubmitOptions,
+    backend: Backend,
+) -> None:
+    """Hold a request against the cluster before it is sent; warnings are printed.
 
     Raises:
-        ClusterError: With every finding, one a line.
+        SpecError: If a key of spec or profile keeps the job from running.
+        ClusterError: If it is the cluster.
     """
+    there = {"backend": cluster.backend, "address": cluster.address}
+    findings = all_findings(
+        loaded,
+        cluster.profile.model_copy(update=there),
+        environ=os.environ,
+        separate=options.stages == "separate",
+        probe=lambda: ask_probe(request, backend, lambda probe: _sent(probe, None, backend)),
+    )
+    for found in findings:
+        if found.severity == "warning":
+            print(plain(str(found)), file=sys.stderr)
+    refuse_errors(findings)
 
 
 def show_jobs(cluster: Cluster, *, as_json: bool = False) -> None:

@@ -34,7 +34,8 @@ def all_findings(
         profile: Where it is to run, with the backend and the address that are in force.
         environ: The environment of whoever submits.
         separate: Whether each stage is a job of its own.
-        probe: Tries the storage on the cluster, as `ask_probe` does; left out, it is not tried.
+        probe: Tries the storage on a cluster of Ray, as `ask_probe` does; left out, it is not
+            tried.
     """
     is_ray = profile.backend == "ray"
     findings = check_request(
