@@ -238,7 +238,6 @@ def replace_dir(loaded: LoadedSpec, place: str) -> Any:
         ("AWS_REGION", False),
         ("OMP_NUM_THREADS", False),
         ("MONKEY_COUNT", False),
-        ("TOKENIZERS_PARALLELISM", True),  # rather one too many
     ],
 )
 def test_a_secret_variable_is_known_by_its_name(name: str, is_secret: bool) -> None:
