@@ -14,7 +14,7 @@
 # `stop` ends what `start` began in that folder, found by its pid files, and nothing else.
 set -euo pipefail
 umask 077
-shopt -s extglob nullglob
+shopt -s nullglob
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly HERE ADDRESS=127.0.0.1
@@ -106,9 +106,14 @@ start() {
   trap 'stop >/dev/null 2>&1 || true' EXIT
   start_node head --head --port "$port" --num-cpus "$head_cpus" --num-gpus 0 --disable-usage-stats \
     --dashboard-host "$ADDRESS" --dashboard-port "$dashboard_port" --ray-client-server-port "$(free_port)"
-  local number
+  local number session
+  session=$(basename "$(readlink "$folder/head/session_latest")")
   for ((number = 1; number <= nodes; number++)); do
-    start_node "node-$number" --address "$ADDRESS:$port" --num-cpus "$cpus"
+    # Of several nodes on one machine Ray looks for the log of a job in the folder of the head,
+    # wherever the job runs. So they have one folder for logs, and one process that reads them.
+    mkdir -p "$folder/node-$number/$session"
+    ln -s "$folder/head/$session/logs" "$folder/node-$number/$session/logs"
+    start_node "node-$number" --address "$ADDRESS:$port" --num-cpus "$cpus" --include-log-monitor false
   done
   cat >"$folder/env" <<END
 export RAY_AUTH_MODE=token
@@ -137,7 +142,9 @@ stop() {
     sleep 0.25
     waited=$((waited + 1))
   done
-  rm -rf "$folder"/*.pid "$folder/env" "$folder/secret" "$folder/head" "$folder"/node-+([0-9])
+  for file in "$folder"/*; do
+    if [[ $file != *.log ]]; then rm -rf "$file"; fi
+  done
   echo "Nothing of $folder runs any more; the logs of its nodes are still there." >&2
 }
 

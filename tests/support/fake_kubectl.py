@@ -49,10 +49,26 @@ class FakeKubectl:
         path = self._folder / f"rayjob.{name}"
         path.write_text(json.dumps({**json.loads(path.read_text()), "status": status}))
 
-    def answer(self, verb: str, *, code: int = 0, stdout: str = "", stderr: str = "") -> None:
-        """What `logs` or `exec` says from now on; for `create`, its failure."""
-        text = json.dumps({"code": code, "stdout": stdout, "stderr": stderr})
-        (self._folder / f"answer.{verb}").write_text(text)
+    def answer(
+        self,
+        verb: str,
+        *,
+        code: int = 0,
+        stdout: str = "",
+        stderr: str = "",
+        then: dict[str, dict[str, str]] | None = None,
+    ) -> None:
+        """What `logs` or `exec` says from now on; for `create`, its failure.
+
+        Args:
+            verb: The command.
+            code: Its exit code.
+            stdout: What it prints.
+            stderr: What it prints there.
+            then: The status that RayJobs have afterwards, by their names.
+        """
+        text = {"code": code, "stdout": stdout, "stderr": stderr, "then": then or {}}
+        (self._folder / f"answer.{verb}").write_text(json.dumps(text))
 
 
 def main(folder: str, words: list[str]) -> None:
@@ -65,6 +81,9 @@ def main(folder: str, words: list[str]) -> None:
     answer = place / f"answer.{words[0]}"
     if answer.exists():
         found = json.loads(answer.read_text())
+        for name, status in found["then"].items():
+            path = place / f"rayjob.{name}"
+            path.write_text(json.dumps({**json.loads(path.read_text()), "status": status}))
         sys.stdout.write(found["stdout"])
         sys.stderr.write(found["stderr"])
         sys.exit(found["code"])

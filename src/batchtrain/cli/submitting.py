@@ -310,6 +310,10 @@ def _show_ways(say: Callable[[str], None], cluster: Cluster, job: JobStatus, sto
 def _show_request(
     request: JobRequest, cluster: Cluster, shipment: Shipment, *, as_json: bool
 ) -> None:
+    if cluster.backend == "kuberay" and not as_json:
+        # This is what is sent: the rest follows from it.
+        print(_manifest_text(request, cluster.profile), end="")
+        return
     document = {
         "backend": cluster.backend,
         "address": cluster.address,
@@ -322,6 +326,14 @@ def _show_request(
         # The hashes of the files are among the arguments; for people once is enough.
         document["arguments"] = {**request.arguments, "files": f"the {len(request.files)} below"}
         print(plain(yaml.safe_dump(document, sort_keys=False, width=200)), end="")
+
+
+def _manifest_text(request: JobRequest, profile: Profile) -> str:
+    from batchtrain.submission.kuberay import KubeRayBackend
+
+    with tempfile.TemporaryDirectory(prefix="batchtrain-") as folder:
+        stage_files(request, Path(folder))
+        return KubeRayBackend(profile).manifest(request, Path(folder)).text
 
 
 def _is_storage(cluster: Cluster) -> bool:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -30,14 +31,18 @@ CALL_LIMIT_S = 60
 STOP_LIMIT_S = 90
 """Ray waits up to a minute for a job that writes one more checkpoint."""
 
+STOP_POLLS = 30
+"""KubeRay looks after a job every few seconds."""
+
 MAX_MESSAGE = 500
 
 
 class KubeRayBackend:
     """Where each job is a RayJob; fulfils `request.Backend`."""
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: Profile, *, poll_s: float = 1.0) -> None:
         self._profile = profile
+        self._poll_s = poll_s
         self._kubernetes = profile.kubernetes or KubernetesSettings()
 
     def manifest(self, request: JobRequest, staged: Path) -> Manifest:
@@ -102,6 +107,15 @@ class KubeRayBackend:
         if not self._stopped_by_ray(found):
             # KubeRay then deletes the cluster; the RayJob stays, to tell what became of it.
             self._patch(f"rayjob/{found['metadata']['name']}", {"spec": {"suspend": True}})
+        return self._soon_over(submission_id)
+
+    def _soon_over(self, submission_id: str) -> JobStatus:
+        """A job once KubeRay has noticed its end, or as it is after half a minute."""
+        for _ in range(STOP_POLLS):
+            status = self.status(submission_id)
+            if status.is_over:
+                return status
+            time.sleep(self._poll_s)
         return self.status(submission_id)
 
     def _stopped_by_ray(self, rayjob: Mapping[str, Any]) -> bool:

@@ -113,7 +113,8 @@ def manifest_of(request: JobRequest, profile: Profile, staged: Path) -> Manifest
         ClusterError: If the files are more than a ConfigMap holds.
     """
     kubernetes = profile.kubernetes or KubernetesSettings()
-    storage = profile.storage or request.metadata.get("storage", "")
+    # What `--set` says comes after the profile, and is in the request.
+    storage = request.metadata.get("storage") or profile.storage or ""
     _check(profile, kubernetes, storage)
     name = rayjob_name(request.submission_id)
     config_map = _config_map(name, request, kubernetes, staged)

@@ -53,6 +53,7 @@ FULL = Profile(
     ),
 )
 ID = "drug200-0123456789ab"
+SHARED = {"run": "drug200", "storage": "/mnt/shared/runs"}
 
 
 def a_request(**changes: Any) -> JobRequest:
@@ -100,7 +101,10 @@ def shown(manifest: Manifest) -> str:
         (
             "kuberay-full.yaml",
             FULL,
-            a_request(resources=JobResources(cpus=0.5, gpus=1.0, memory_bytes=2**30)),
+            a_request(
+                resources=JobResources(cpus=0.5, gpus=1.0, memory_bytes=2**30),
+                metadata=SHARED,
+            ),
         ),
     ],
 )
@@ -132,7 +136,7 @@ def test_the_files_travel_as_they_are_and_the_same_files_are_the_same_bytes(stag
 
 
 def test_pods_ask_for_what_they_may_have_and_the_head_has_no_work(staged: Path) -> None:
-    cluster = manifest_of(a_request(), FULL, staged).rayjob["spec"]["rayClusterSpec"]
+    cluster = manifest_of(a_request(metadata=SHARED), FULL, staged).rayjob["spec"]["rayClusterSpec"]
     head, (workers,) = cluster["headGroupSpec"], cluster["workerGroupSpecs"]
 
     assert head["rayStartParams"]["num-cpus"] == "0"
@@ -161,7 +165,8 @@ def test_a_claim_needs_a_folder_and_a_folder_a_claim(staged: Path) -> None:
             staged,
         )
     with pytest.raises(SpecError, match="the claim that is mounted at /mnt/runs, found none"):
-        manifest_of(a_request(), PROFILE.model_copy(update={"storage": "/mnt/runs"}), staged)
+        # As `--set storage=/mnt/runs` would have it.
+        manifest_of(a_request(metadata={"storage": "/mnt/runs"}), PROFILE, staged)
 
 
 def test_what_a_config_map_cannot_hold_is_refused_with_its_largest_files(staged: Path) -> None:
@@ -224,7 +229,7 @@ def test_a_lost_reply_is_found_out_by_asking(kubectl: FakeKubectl, staged: Path)
 
 def test_namespace_and_context_go_with_every_call(kubectl: FakeKubectl, staged: Path) -> None:
     backend = KubeRayBackend(FULL)
-    backend.submit(a_request(), staged)
+    backend.submit(a_request(metadata=SHARED), staged)
     backend.jobs()
     assert len(kubectl.calls) >= 4
     for words in kubectl.calls:
@@ -265,12 +270,14 @@ def test_the_log_is_empty_before_there_is_a_pod(kubectl: FakeKubectl, staged: Pa
 def test_a_job_that_runs_is_stopped_by_ray_so_that_it_writes_a_checkpoint(
     kubectl: FakeKubectl, staged: Path
 ) -> None:
-    backend = KubeRayBackend(PROFILE)
+    backend = KubeRayBackend(PROFILE, poll_s=0)
     backend.submit(a_request(), staged)
     kubectl.set_status(ID, jobDeploymentStatus="Running", jobStatus="RUNNING", rayClusterName="c")
-    kubectl.answer("exec")
+    # What KubeRay hears of it a little later.
+    ended = {"jobDeploymentStatus": "Complete", "jobStatus": "STOPPED"}
+    kubectl.answer("exec", then={ID: ended})
 
-    assert backend.stop(ID).state == "running"
+    assert backend.stop(ID).state == "stopped"
 
     (words,) = [words for words in kubectl.calls if "exec" in words]
     assert words[-9:] == ["exec", "pod/head-pod", "-c", "ray-head", "--", "ray", "job", "stop", ID]
@@ -279,14 +286,16 @@ def test_a_job_that_runs_is_stopped_by_ray_so_that_it_writes_a_checkpoint(
 
 @pytest.mark.parametrize("deployment", ["Initializing", "Running"])
 def test_a_job_that_cannot_hear_loses_its_pods(
-    kubectl: FakeKubectl, staged: Path, deployment: str
+    kubectl: FakeKubectl, staged: Path, deployment: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = KubeRayBackend(PROFILE)
+    backend = KubeRayBackend(PROFILE, poll_s=0)
     backend.submit(a_request(), staged)
     kubectl.set_status(ID, jobDeploymentStatus=deployment, rayClusterName="c")
     kubectl.answer("exec", code=1, stderr="pods is forbidden")
+    monkeypatch.setattr("batchtrain.submission.kuberay.STOP_POLLS", 1)
 
-    backend.stop(ID)
+    # It takes its time, and the answer says that it is not over.
+    assert not backend.stop(ID).is_over
 
     assert kubectl.objects("rayjob")[0]["spec"]["suspend"] is True
     kubectl.set_status(ID, jobDeploymentStatus="Suspended")
