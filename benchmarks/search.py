@@ -24,7 +24,7 @@ __all__ = ["GOALS", "PARTS", "Asked", "Search", "main", "show_searches"]
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "benchmarks" / "bare_tune.py"
 
-LONGER = 8
+LONGER = 4
 LONG = f"{PACKED_TUNE}, {LONGER} times as many"
 GOALS = {TUNE: "10", PACKED: "50", PACKED_TUNE: "50", LONG: "50"}
 """How many times as many trials a minute as the bare `Tuner`."""
@@ -140,7 +140,10 @@ def _compared(
     forth = list(names)
     for turn in range(asked.rounds):
         for name in forth if turn % 2 == 0 else forth[::-1]:
-            taken[name].append(search(name))
+            found = search(name)
+            taken[name].append(found)
+            # A round takes minutes.
+            print(f"{name}: {found.trials} trials in {found.seconds:.1f} s; {load()}", flush=True)
     show_searches(f"{title}, {asked.epochs} epochs", taken)
     return {name: [vars(each) for each in runs] for name, runs in taken.items()}
 
