@@ -29,7 +29,6 @@ from tests.support.small_searches import search_spec, table
 pytestmark = [pytest.mark.ray, pytest.mark.cluster, pytest.mark.fault, pytest.mark.timeout(900)]
 
 NODES = 3
-KILLS = 3
 MANY_KILLS = 20
 EPOCHS = 120
 """Far more than three losses take; the training is slow enough to be met in the middle."""
@@ -83,7 +82,9 @@ def _wait_for_claim(loaded: LoadedSpec, after: int, training: Future[Any]) -> in
     raise AssertionError("the training ended before a node could be killed")
 
 
-@pytest.mark.parametrize("kills", [KILLS, pytest.param(MANY_KILLS, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "kills", [1, *(pytest.param(kills, marks=pytest.mark.long) for kills in (3, MANY_KILLS))]
+)
 def test_r17_killed_nodes_change_no_byte(kills: int, tmp_path: Path, nodes: Nodes) -> None:
     epochs = EPOCHS * (1 + kills // 10)
     expected = train_ranks(_spec(tmp_path / "undisturbed", kills, epochs), NODES)

@@ -98,6 +98,7 @@ def test_a_submitted_spec_is_one_job_and_leaves_what_a_run_here_leaves(
     assert standing(head, name)["places"]["bundle"] == str(there.bundle_folder)
 
 
+@pytest.mark.long
 def test_a_job_that_fails_gives_its_exit_code_and_goes_on_under_another_name(
     head: Head, shared: Path, local: FinishedRun
 ) -> None:

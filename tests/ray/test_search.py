@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
     "search",
     [
         {"trials": 8, "pack": 4, "scheduler": {"kind": "asha", "first_epochs": 1, "factor": 2}},
-        {"trials": 8, "pack": 1},
+        pytest.param({"trials": 8, "pack": 1}, marks=pytest.mark.long),
     ],
     ids=["packs", "runs of their own"],
 )
