@@ -330,6 +330,6 @@ def _is_storage(cluster: Cluster) -> bool:
 
 
 def _kuberay(profile: Profile) -> Backend:
-    from batchtrain.submission.kuberay_jobs import KubeRayJobs
+    from batchtrain.submission.kuberay import KubeRayBackend
 
-    return KubeRayJobs(profile)
+    return KubeRayBackend(profile)

@@ -15,13 +15,11 @@ from typer.testing import CliRunner, Result
 from batchtrain.cli.app import app
 from batchtrain.cli.submitting import Cluster
 from batchtrain.storage import FolderStorage
-from batchtrain.submission.following import FIRST_POLL_S
 from batchtrain.submission.request import JobRequest, JobState
 from batchtrain.submission.results import JobResult, publish_result
 from tests.support.jobs import FakeJobs
 
 CANARY = "canary-5f1d"
-FIRST_POLL = FIRST_POLL_S
 
 
 @pytest.fixture

@@ -44,9 +44,8 @@ def test_j11_no_terminal_obeys_a_line(line: str, shown: str) -> None:
 
 
 def test_j11_a_long_line_is_cut() -> None:
-    assert (
-        neutral("x" * 10**6) == f"{'x' * LONGEST_LINE} ... ({10**6 - LONGEST_LINE} more characters)"
-    )
+    rest = 10**6 - LONGEST_LINE
+    assert neutral("x" * 10**6) == f"{'x' * LONGEST_LINE} ... ({rest} more characters)"
 
 
 def test_of_a_bar_that_is_drawn_anew_the_last_state_counts() -> None:
