@@ -20,7 +20,8 @@ from batchtrain import errors
 ROOT = Path(__file__).resolve().parents[2]
 SRC = sorted((ROOT / "src").rglob("*.py"))
 SHIPPED = sorted([*SRC, *(ROOT / "jobs").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")])
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FOLDERS = ("docs", "cluster", "docker", "jobs")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(p for f in FOLDERS for p in (ROOT / f).rglob("*.md"))])
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60

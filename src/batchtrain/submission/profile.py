@@ -69,9 +69,17 @@ class KubernetesSettings(SpecModel):
     """The Secret whose keys become the environment of every pod, such as those of a bucket."""
     queue: str | None = Field(default=None, pattern=r"^[a-z0-9]([a-z0-9.-]{0,251})$")
     """The Kueue queue that the job waits in."""
+    context: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:/@-]{0,252}$")
+    """Of kubectl; left out, the one that is current wherever somebody submits."""
+    retries: int = Field(default=2, ge=0, le=100)
+    """New clusters after one that was lost; what was published is reused."""
+    deadline_hours: float | None = Field(default=None, gt=0, le=10_000)
+    """After which the job is ended, waiting included."""
+    keep_minutes: int = Field(default=5, ge=0, le=100_000)
+    """How long the pods stay after the end of a job, for a look at them."""
     gpu_type: str = "nvidia.com/gpu"
     nodes: int = Field(default=2, ge=1, le=10_000)
-    """Pods with workers at most."""
+    """Pods with workers; all of them come before the job begins."""
     cpus_per_node: int = Field(default=4, ge=1, le=1024)
     gpus_per_node: int = Field(default=0, ge=0, le=64)
     memory_per_node: str = Field(default="16Gi", pattern=r"^[1-9][0-9]*(Mi|Gi|Ti)$")
