@@ -18,7 +18,7 @@ from uuid import uuid4
 from batchtrain.engines.nodes import check_storage_on_nodes
 from batchtrain.engines.session import RaySession
 from batchtrain.errors import BatchtrainError, ClusterError
-from batchtrain.storage import Storage, probe_storage
+from batchtrain.storage import RetryingStorage, Storage, probe_storage
 from batchtrain.submission.building import PROBE, entrypoint_of, with_id
 from batchtrain.submission.findings import Finding
 from batchtrain.submission.request import Backend, JobRequest, JobResources, JobStatus
@@ -30,6 +30,9 @@ MARK = "batchtrain_probe"
 VERSION = 1
 LIMIT_S = 90.0
 """Seconds until the probe must have ended: each node starts a process, which loads torch."""
+
+LIMIT_OF_CALL_S = 4.0
+"""Seconds after which a call of the storage is not tried again."""
 
 PACKAGES = ("batchtrain", "ray", "torch", "pyarrow")
 MAX_MESSAGE = 2000
@@ -56,8 +59,10 @@ def probe_nodes(
     document: dict[str, Any] = {MARK: VERSION, "python": platform.python_version()}
     document |= {name: _version_of(name) for name in PACKAGES}
     try:
-        probe_storage(storage)
-        (check or _check_over_ray)(storage)
+        # One probe, and no long retries: somebody waits for the answer.
+        quick = RetryingStorage(_plain(storage), limit=LIMIT_OF_CALL_S)
+        probe_storage(quick)
+        (check or _check_over_ray)(quick)
     except BatchtrainError as error:
         document["problem"] = _one_line(str(error))
     else:
@@ -68,6 +73,13 @@ def probe_nodes(
 def probe_line(document: Mapping[str, Any]) -> str:
     """What the job prints as its last line."""
     return json.dumps(document, sort_keys=True)
+
+
+def _plain(storage: Storage) -> Storage:
+    """A storage without its layers."""
+    while (inner := getattr(storage, "inner", None)) is not None:
+        storage = inner
+    return storage
 
 
 def _check_over_ray(storage: Storage) -> None:
@@ -165,6 +177,7 @@ def probe_findings(job: JobStatus, log: str) -> list[Finding]:
     problem = document.get("problem")
     if problem or not isinstance(problem, str):
         message = _printable(problem) if isinstance(problem, str) else "found no answer"
+        message = message.removeprefix("storage ")
         findings.append(Finding("error", "storage", message))
     there = document.get("torch")
     here = _version_of("torch")

@@ -75,7 +75,7 @@ def test_a_node_with_another_root_is_named_in_one_sentence(tmp_path: Path) -> No
     assert found == Finding(
         "error",
         "storage",
-        f"storage {mine}: expected that every node of the cluster reads and writes it, found 1 of "
+        f"{mine}: expected that every node of the cluster reads and writes it, found 1 of "
         "2 other nodes that do not: 10.0.0.3 (node dd44ee55): does not see what the driver wrote. "
         "Set `storage` to a folder that is mounted on every node, or to an address: "
         "`--set storage=/mnt/shared/runs`, `--set storage=s3://bucket/runs`",
@@ -94,6 +94,7 @@ def test_a_storage_without_exclusive_create_is_found(tmp_path: Path) -> None:
     assert found.severity == "error"
     assert "keeps the promise 'exclusive create', a second create of the name was" in found.message
     assert asked == []
+    assert found.message.count("expected") == 1
 
 
 @pytest.mark.parametrize(
