@@ -131,8 +131,8 @@ def _time(document: Mapping[str, Any], asked: ResourcesSpec) -> dict[str, Any]:
     """The training, from what one worker takes here."""
     seconds = document["time"]["seconds"]
     search = document["search"]
-    if search is not None and search["seconds_at_most"] is not None:
-        seconds = search["seconds_at_most"]
+    if search is not None and search["seconds"] is not None:
+        seconds = search["seconds"]
     workers = document["workers"]["count"] if asked.workers != "auto" else 1
     if seconds is None:
         return {"seconds": None, "one_worker_seconds": None, "source": document["time"]["source"]}

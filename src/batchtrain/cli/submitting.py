@@ -22,7 +22,6 @@ from batchtrain.submission.building import (
     build_request,
     choose_id,
     printable_request,
-    profile_overrides,
     with_id,
 )
 from batchtrain.submission.checking import all_findings
@@ -30,6 +29,7 @@ from batchtrain.submission.findings import refuse_errors
 from batchtrain.submission.following import NewLines, follow
 from batchtrain.submission.probe_job import ask_probe
 from batchtrain.submission.profile import BackendName, Profile
+from batchtrain.submission.profiles import find_profile, with_profile
 from batchtrain.submission.request import Backend, JobRequest, JobStatus, check_id
 from batchtrain.submission.results import read_result, settled, storage_of
 from batchtrain.submission.shipping import Shipment, ship, stage_files
@@ -68,8 +68,6 @@ class Cluster:
         """From the options of a command; what is given there goes before the profile."""
         profile = Profile()
         if name is not None or file is not None:
-            from batchtrain.submission.profiles import find_profile
-
             profile = find_profile(name, file, folder or Path.cwd())
         chosen = backend or profile.backend
         given = {"--profile": name, "--profiles": file, "--backend": backend, "--address": address}
@@ -110,7 +108,7 @@ def submit_spec(
 ) -> None:
     """Build the request, check it, send it, and follow the job; ends with the job's exit code."""
     storage = [f"storage={cluster.address}"] if _is_storage(cluster) else []
-    loaded = load_spec(spec, [*profile_overrides(cluster.profile), *storage, *overrides])
+    loaded = with_profile(load_spec(spec, [*storage, *overrides]), cluster.profile)
     shipment = ship(
         loaded,
         allow_code=options.allow_code,

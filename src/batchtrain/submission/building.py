@@ -37,7 +37,6 @@ __all__ = [
     "choose_id",
     "entrypoint_of",
     "printable_request",
-    "profile_overrides",
     "with_id",
 ]
 
@@ -89,15 +88,6 @@ class Choice:
 
     submission_id: str
     known: JobStatus | None = None
-
-
-def profile_overrides(profile: Profile) -> list[str]:
-    """What a profile sets in a spec, as `--set` would; one that is given by hand comes after."""
-    overrides = [] if profile.storage is None else [f"storage='{_doubled(profile.storage)}'"]
-    if profile.resources is not None:
-        found = profile.resources.model_dump(mode="json", exclude_unset=True)
-        overrides += [f"resources.{name}={value}" for name, value in found.items()]
-    return overrides
 
 
 def build_request(
@@ -278,8 +268,3 @@ def _check(loaded: LoadedSpec, profile: Profile, options: SubmitOptions) -> None
         )
     if problems:
         raise SpecError(problems)
-
-
-def _doubled(text: str) -> str:
-    """A text between single quotes, as YAML has it."""
-    return text.replace("'", "''")

@@ -21,7 +21,6 @@ from batchtrain.submission.building import (
     choose_id,
     entrypoint_of,
     printable_request,
-    profile_overrides,
 )
 from batchtrain.submission.profile import Profile, StageResources
 from batchtrain.submission.request import ID_VARIABLE, JobRequest, JobState, JobStatus, check_id
@@ -169,19 +168,6 @@ def test_a_coordinator_holds_no_core_and_knows_what_its_stages_hold(load: Load) 
     stages: dict[str, Any] = request.arguments["stages"]
     assert stages["prepare"] == {"cpus": 2, "gpus": 0, "memory_bytes": 0}
     assert stages["train"] == {"cpus": 1, "gpus": 1, "memory_bytes": 3 * 2**29}
-
-
-def test_a_profile_goes_before_the_spec_and_a_word_of_the_user_before_the_profile(
-    load: Load,
-) -> None:
-    profile = Profile.model_validate_json(
-        '{"storage": "/mnt/it\'s", "resources": {"workers": 4, "cpus_per_worker": 2}}'
-    )
-
-    spec = load(*profile_overrides(profile), "resources.workers=3").spec
-
-    assert spec.storage == "/mnt/it's"
-    assert (spec.resources.workers, spec.resources.cpus_per_worker) == (3, 2)
 
 
 def job(name: str, state: JobState) -> JobStatus:
