@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from batchtrain.submission.building import (
     choose_id,
     printable_request,
     with_id,
+    without_idle_core,
 )
 from batchtrain.submission.checking import all_findings
 from batchtrain.submission.findings import refuse_errors
@@ -109,6 +110,8 @@ def submit_spec(
     """Build the request, check it, send it, and follow the job; ends with the job's exit code."""
     storage = [f"storage={cluster.address}"] if _is_storage(cluster) else []
     loaded = with_profile(load_spec(spec, [*storage, *overrides]), cluster.profile)
+    profile = without_idle_core(cluster.profile, options.command, loaded.spec)
+    cluster = replace(cluster, profile=profile)
     shipment = ship(
         loaded,
         allow_code=options.allow_code,

@@ -10,6 +10,7 @@ from batchtrain.engines.job_storage import check_job_storage
 from batchtrain.errors import Problem, SpecError
 from batchtrain.spec.base import fingerprint_of
 from batchtrain.spec.load import LoadedSpec
+from batchtrain.spec.run import RunSpec
 from batchtrain.storage import is_address
 from batchtrain.submission.profile import BackendName, Profile
 from batchtrain.submission.request import (
@@ -88,6 +89,23 @@ class Choice:
 
     submission_id: str
     known: JobStatus | None = None
+
+
+def without_idle_core(profile: Profile, command: CommandName, spec: RunSpec) -> Profile:
+    """A profile by which a search holds no core, unless the profile says how many.
+
+    Its trials hold cores, and it only waits for them: where searches hold all of a cluster's,
+    none of them would ever get one for a trial.
+
+    Args:
+        profile: The cluster.
+        command: What the job does.
+        spec: The spec; with `engine: embedded` the job itself is at work.
+    """
+    is_said = "entrypoint_cpus" in profile.model_fields_set
+    if command != "tune" or is_said or spec.engine == "embedded":
+        return profile
+    return profile.model_copy(update={"entrypoint_cpus": 0.0})
 
 
 def build_request(

@@ -107,7 +107,8 @@ class Profile(SpecModel):
     resources: ResourcesSpec | None = None
     """In place of the spec's."""
     entrypoint_cpus: float = Field(default=1.0, ge=0, le=1024)
-    """Cores that the job itself holds; with 1 or more it waits where the cluster is full."""
+    """Cores that the job itself holds; with 1 or more it waits where the cluster is full. Left
+    out, a search holds none: its trials do."""
     entrypoint_gpus: float = Field(default=0.0, ge=0, le=64)
     stages: dict[StageName, StageResources] = Field(default_factory=dict)
     """What a stage holds instead, with `--stages separate`."""

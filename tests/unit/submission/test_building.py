@@ -21,6 +21,7 @@ from batchtrain.submission.building import (
     choose_id,
     entrypoint_of,
     printable_request,
+    without_idle_core,
 )
 from batchtrain.submission.profile import Profile, StageResources
 from batchtrain.submission.request import ID_VARIABLE, JobRequest, JobState, JobStatus, check_id
@@ -168,6 +169,25 @@ def test_a_coordinator_holds_no_core_and_knows_what_its_stages_hold(load: Load) 
     stages: dict[str, Any] = request.arguments["stages"]
     assert stages["prepare"] == {"cpus": 2, "gpus": 0, "memory_bytes": 0}
     assert stages["train"] == {"cpus": 1, "gpus": 1, "memory_bytes": 3 * 2**29}
+
+
+@pytest.mark.parametrize(
+    ("command", "overrides", "said", "held"),
+    [
+        ("tune", (), {}, 0),
+        ("tune", ("engine=embedded",), {}, 1),
+        ("tune", (), {"entrypoint_cpus": 1}, 1),
+        ("run", (), {}, 1),
+    ],
+)
+def test_a_search_holds_no_core_that_its_trials_wait_for(
+    load: Load, command: Any, overrides: tuple[str, ...], said: dict[str, float], held: float
+) -> None:
+    search = "search={metric: valid_loss, space: {training.optimizer.lr: {choice: [0.1, 0.2]}}}"
+    loaded = load(*overrides, *[search] * (command == "tune"))
+    profile = without_idle_core(Profile(**said), command, loaded.spec)
+
+    assert build(loaded, SubmitOptions(command=command), profile).resources.cpus == held
 
 
 def job(name: str, state: JobState) -> JobStatus:
