@@ -34,8 +34,9 @@ BIN = Path(sys.executable).parent
 CPUS = 4
 """What the cluster counts: a job and a worker each hold one, and nobody waits for a core."""
 
-OURS, OURS_ON_RAY, BARE = "submit", "submit, engine: ray", "bare"
-DRY_RUN = "submit --dry-run"
+OURS, OURS_ON_RAY, BARE = "submit", "submit to Ray Train", "bare"
+DRY_RUN = "dry run"
+CONTENDERS = (OURS, BARE, OURS_ON_RAY, DRY_RUN)
 FIRST_STEP = "to the first step"
 WHOLE = "whole command"
 
@@ -50,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure in rounds, and print what was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.submit", description=__doc__)
     parser.add_argument("--rounds", type=int, default=FULL.rounds, help="rounds of all contenders")
-    parser.add_argument("--epochs", type=int, default=FULL.epochs, help="of drug200")
+    parser.add_argument("--epochs", type=int, default=QUICK.epochs, help="of drug200")
+    parser.add_argument("--only", choices=CONTENDERS, nargs="+", help="these contenders")
     parser.add_argument("--quick", action="store_true", help="whether it runs: one round")
     parser.add_argument("--json", type=Path, help="write every measurement to this file")
     asked = parser.parse_args(arguments)
@@ -58,12 +60,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = load()
     with tempfile.TemporaryDirectory() as folder, _cluster() as environ:
         jobs = _Jobs(Path(folder), environ, effort.epochs)
-        contenders: dict[str, Callable[[], Timed]] = {
+        every: dict[str, Callable[[], Timed]] = {
             OURS: lambda: jobs.submit("engine=auto"),
             BARE: jobs.bare,
             OURS_ON_RAY: lambda: jobs.submit("engine=ray", "resources.workers=1"),
             DRY_RUN: jobs.dry_run,
         }
+        contenders = {name: _told(name, every[name]) for name in asked.only or CONTENDERS}
         if not effort.is_quick:
             # What a cluster does once: it unpacks, compiles and keeps what the first job brought.
             jobs.bare()
@@ -193,11 +196,22 @@ def _check(code: int, said: str) -> None:
         raise RuntimeError(f"expected exit code 0, found {code}. It ended with\n{said[-2000:]}")
 
 
+def _told(name: str, run: Callable[[], Timed]) -> Callable[[], Timed]:
+    """The same, which says at once what it took: a round lasts a minute or two."""
+
+    def told() -> Timed:
+        taken = run()
+        print(name, {part: round(seconds, 2) for part, seconds in taken.items()}, flush=True)
+        return taken
+
+    return told
+
+
 def _show(taken: Mapping[str, Sequence[Timed]]) -> None:
     for name, runs in taken.items():
         lines = [[part, f"{Spread.of([run[part] for run in runs]):.1f}"] for part in runs[0]]
         show(f"{name}, seconds", ["", "median (range)"], lines)
-    for ours in (OURS, OURS_ON_RAY):
+    for ours in (name for name in (OURS, OURS_ON_RAY) if {name, BARE} <= {*taken}):
         for part in (FIRST_STEP, WHOLE):
             seconds = {each: [run[part] for run in taken[each]] for each in (ours, BARE)}
             print(f"{part}: {ours} / {BARE}: {ratios(seconds, ours, BARE):.2f}")
