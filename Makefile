@@ -71,6 +71,7 @@ bench: install  ## the budgets, each as the median of paired runs (minutes)
 	$(BIN)/python -m benchmarks.exactness
 	$(BIN)/python -m benchmarks.quality
 	$(BIN)/python -m benchmarks.ray_runs
+	$(BIN)/python -m benchmarks.search
 
 schema: install  ## write the JSON schema that editors check specs with
 	@mkdir -p build
