@@ -18,7 +18,6 @@ from batchtrain.cli.outcome import plain, print_json
 from batchtrain.errors import ClusterError, InterruptedRunError
 from batchtrain.spec.load import LoadedSpec, load_spec
 from batchtrain.submission.building import (
-    PROBE,
     SubmitOptions,
     build_request,
     choose_id,
@@ -171,9 +170,7 @@ def check(
 
 def show_jobs(cluster: Cluster, *, as_json: bool = False) -> None:
     """Print the jobs of a cluster, the newest first."""
-    # What looked at a storage before a job was sent is no job of the user's.
-    known = cluster.connect().jobs()
-    jobs = [job for job in known if job.metadata.get("command") != PROBE]
+    jobs = cluster.connect().jobs()
     if as_json:
         print_json({"jobs": [_document(job) for job in jobs]})
         return
