@@ -75,7 +75,8 @@ class Place:
         """What people look at, and the model that it comes to."""
         (root,) = self.runs.glob("small/search-*")
         found = {name: (root / name).read_bytes() for name in SEEN_FILES}
-        units = sorted((root / "units").iterdir())
+        # A killed writer may leave a file that no reader takes for a key.
+        units = sorted((root / "units").glob("[0-9]*.json"))
         found |= {f"units/{each.name}": each.read_bytes() for each in units}
         best = json.loads(found["table.json"])["best_run"]["links"]["bundle"]
         manifest = json.loads((root / best / "manifest.json").read_bytes())
@@ -84,7 +85,7 @@ class Place:
 
     @property
     def num_units(self) -> int:
-        return len(list(self.runs.glob("small/search-*/units/*")))
+        return len(list(self.runs.glob("small/search-*/units/[0-9]*.json")))
 
 
 @dataclass
