@@ -66,7 +66,15 @@ class Head:
     environ: dict[str, str]
     folder: Path
 
-    def submit(self, name: str, arguments: Sequence[str], *, within: Path, env: str = "") -> Job:
+    def submit(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        within: Path,
+        env: str = "",
+        limit_s: float = SUBMIT_LIMIT_S,
+    ) -> Job:
         """Submit an entry point of `jobs/` from a checkout and wait for its end.
 
         Args:
@@ -74,6 +82,7 @@ class Head:
             arguments: Its options.
             within: The checkout.
             env: The runtime environment; left out, the one that is shipped.
+            limit_s: Seconds until it must have ended.
         """
         job_id = f"{name}-{secrets.token_hex(4)}"
         done = subprocess.run(
@@ -82,7 +91,7 @@ class Head:
             env=self.environ,
             capture_output=True,
             text=True,
-            timeout=SUBMIT_LIMIT_S,
+            timeout=limit_s,
         )
         info = self.ask(f"jobs/{job_id}")
         log = self.ask(f"jobs/{job_id}/logs")["logs"]

@@ -23,10 +23,13 @@ pytestmark = [
 ]
 
 ROOT = SPECS.parents[1]
-EXAMPLES = sorted(path.stem for path in SPECS.glob("*.yaml"))
-SEARCHES = [name for name in EXAMPLES if name.startswith("tune-")]
+SEARCHES = sorted(path.stem for path in SPECS.glob("tune-*.yaml"))
+EXAMPLES = sorted({path.stem for path in SPECS.glob("*.yaml")} - {*SEARCHES})
 COMPARED = ["breast-cancer", "diabetes", "drug200-missing", "popularity"]
 """Two losses, two kinds of task, missing cells, a threshold that a model must reach."""
+
+FEW_TRIALS = ("--set", "search.trials=8")
+COMPARED_SEARCH = "tune-drug200"
 
 AT_ONCE = 3
 """Clients beside each other; their jobs wait for the cores of the cluster."""
@@ -53,12 +56,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def submitted(head: Head, name: str, storage: Path) -> subprocess.CompletedProcess[str]:
+def submitted(head: Head, name: str, *words: str) -> subprocess.CompletedProcess[str]:
     """`batchtrain submit` of an example, followed to its end."""
-    command = ["--command", "tune"] if name in SEARCHES else []
-    words = [f"{SPECS / name}.yaml", *command, "--set", f"storage={storage}"]
     return subprocess.run(
-        [BIN / "batchtrain", "submit", *words, "--address", head.dashboard],
+        [BIN / "batchtrain", "submit", SPECS / f"{name}.yaml", *words, "--address", head.dashboard],
         env=head.environ,
         capture_output=True,
         text=True,
@@ -66,20 +67,28 @@ def submitted(head: Head, name: str, storage: Path) -> subprocess.CompletedProce
     )
 
 
-def test_every_example_is_submitted_as_it_is(head: Head, tmp_path: Path) -> None:
+def submit_all(
+    head: Head, names: Sequence[str], *words: str
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Submit examples, some at once; all of them have to end well, as one job each."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        runs = pool.map(lambda name: submitted(head, name, tmp_path / "there"), EXAMPLES)
-        done = dict(zip(EXAMPLES, runs, strict=True))
-
-    failed = {name: run for name, run in done.items() if (run.returncode, run.stderr) != (0, "")}
-    assert failed == {}
+        runs = pool.map(lambda name: submitted(head, name, *words), names)
+        done = dict(zip(names, runs, strict=True))
+    assert {name: run for name, run in done.items() if run.returncode or run.stderr} == {}
     # Besides there are probes of the storage, and what the jobs themselves are to Ray.
     jobs = [job for job in head.ask("jobs/") if "run" in (job["metadata"] or {})]
-    ended = {job["metadata"]["run"]: job for job in jobs if job["type"] == "SUBMISSION"}
-    assert sorted(ended) == EXAMPLES
-    assert {(job["status"], job["driver_exit_code"]) for job in ended.values()} == {
-        ("SUCCEEDED", 0)
-    }
+    ended = [
+        (job["metadata"]["run"], job["status"], job["driver_exit_code"])
+        for job in jobs
+        if job["type"] == "SUBMISSION" and job["metadata"]["run"] in names
+    ]
+    assert sorted(ended) == [(name, "SUCCEEDED", 0) for name in sorted(names)]
+    return done
+
+
+def test_every_example_is_submitted_as_it_is(head: Head, tmp_path: Path) -> None:
+    done = submit_all(head, EXAMPLES, "--set", f"storage={tmp_path / 'there'}")
+
     for name in COMPARED:
         there, here = (
             finish(SPECS / f"{name}.yaml", f"storage={tmp_path / place}")
@@ -88,6 +97,22 @@ def test_every_example_is_submitted_as_it_is(head: Head, tmp_path: Path) -> None
         assert_reused(there)
         assert digests(there) == digests(here), name
         assert done[name].stdout.split()[-1] == str(there.bundle_folder)
+
+
+def test_as_many_searches_as_cores_are_submitted_at_once(head: Head, tmp_path: Path) -> None:
+    """Were each to hold a core, none would get one for its trials."""
+    words = ("--command", "tune", *FEW_TRIALS)
+    there, here = tmp_path / "there", tmp_path / "here"
+    assert len(SEARCHES) >= AT_ONCE
+
+    submit_all(head, SEARCHES, *words, "--set", f"storage={there}")
+
+    local = [f"{SPECS / COMPARED_SEARCH}.yaml", *FEW_TRIALS, "--set", f"storage={here}"]
+    subprocess.run([BIN / "batchtrain", "tune", *local], check=True, capture_output=True)
+    [table], [expected] = (
+        list((storage / COMPARED_SEARCH).glob("search-*/table.json")) for storage in (there, here)
+    )
+    assert table.read_bytes() == expected.read_bytes()
 
 
 def test_every_entry_point_ends_well_as_a_plain_job_of_ray(
@@ -100,14 +125,16 @@ def test_every_entry_point_ends_well_as_a_plain_job_of_ray(
     def job(name: str, spec: str, storage: str, *overrides: str) -> Job:
         sets = [f"storage={tmp_path / storage}", QUICK, *overrides]
         words = [word for each in sets for word in ("--set", each)]
-        return head.submit(name, ["--spec", f"jobs/specs/{spec}.yaml", *words], within=checkout)
+        words = ["--spec", f"jobs/specs/{spec}.yaml", *words]
+        return head.submit(name, words, within=checkout, limit_s=LIMIT_S)
 
     def one_after_another() -> list[Job]:
         return [job(stage, "drug200", "stages") for stage in STAGES]
 
     def predict() -> Job:
         words = ["--bundle", str(local.bundle_folder), "--data", str(table)]
-        return head.submit("predict", [*words, "--out", str(out(tmp_path))], within=checkout)
+        words += ["--out", str(out(tmp_path))]
+        return head.submit("predict", words, within=checkout, limit_s=LIMIT_S)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         stages = pool.submit(one_after_another)
