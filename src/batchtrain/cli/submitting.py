@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from batchtrain.submission.building import (
     choose_id,
     printable_request,
     with_id,
-    without_idle_core,
 )
 from batchtrain.submission.checking import all_findings
 from batchtrain.submission.findings import refuse_errors
@@ -45,16 +44,22 @@ class Cluster:
     """Where jobs go.
 
     Attributes:
-        profile: What is known of it.
-        backend: What takes the jobs.
-        address: The dashboard, or for `local` the folder of the storage; None where unsaid.
+        profile: What is known of it, with the backend and the address that are in force.
         words: The options that lead there again, for advice.
     """
 
     profile: Profile
-    backend: BackendName
-    address: str | None
     words: str = ""
+
+    @property
+    def backend(self) -> BackendName:
+        """What takes the jobs."""
+        return self.profile.backend
+
+    @property
+    def address(self) -> str | None:
+        """The dashboard, or for `local` the folder of the storage; None where unsaid."""
+        return self.profile.address
 
     @classmethod
     def of(
@@ -76,7 +81,7 @@ class Cluster:
         where = address or profile.address
         if chosen == "local":
             where = where or profile.storage
-        return cls(profile, chosen, where, words)
+        return cls(profile.model_copy(update={"backend": chosen, "address": where}), words)
 
     def connect(self, storage: str | None = None) -> Backend:
         """What takes the jobs, ready to be asked.
@@ -110,8 +115,6 @@ def submit_spec(
     """Build the request, check it, send it, and follow the job; ends with the job's exit code."""
     storage = [f"storage={cluster.address}"] if _is_storage(cluster) else []
     loaded = with_profile(load_spec(spec, [*storage, *overrides]), cluster.profile)
-    profile = without_idle_core(cluster.profile, options.command, loaded.spec)
-    cluster = replace(cluster, profile=profile)
     shipment = ship(
         loaded,
         allow_code=options.allow_code,
@@ -154,11 +157,11 @@ def check(
         SpecError: If a key of spec or profile keeps the job from running.
         ClusterError: If it is the cluster.
     """
-    there = {"backend": cluster.backend, "address": cluster.address}
     findings = all_findings(
         loaded,
-        cluster.profile.model_copy(update=there),
+        cluster.profile,
         environ=os.environ,
+        command=options.command,
         separate=options.stages == "separate",
         probe=lambda: ask_probe(request, backend, lambda probe: _sent(probe, None, backend)),
     )

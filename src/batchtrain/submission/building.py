@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from batchtrain.engines.job_storage import check_job_storage
+from batchtrain.engines.session import CORES_VARIABLE
 from batchtrain.errors import Problem, SpecError
 from batchtrain.spec.base import fingerprint_of
 from batchtrain.spec.load import LoadedSpec
-from batchtrain.spec.run import RunSpec
 from batchtrain.storage import is_address
+from batchtrain.submission.fitting import STAGES, held_by_job, held_by_stage
 from batchtrain.submission.profile import BackendName, Profile
 from batchtrain.submission.request import (
     ID_VARIABLE,
@@ -28,7 +29,6 @@ __all__ = [
     "COMMANDS",
     "ENTRYPOINT",
     "FORMAT",
-    "STAGES",
     "Choice",
     "CommandName",
     "StagesName",
@@ -44,7 +44,6 @@ __all__ = [
 CommandName = Literal["run", "tune", "prepare", "train", "evaluate", "export"]
 COMMANDS: tuple[CommandName, ...] = ("run", "tune", "prepare", "train", "evaluate", "export")
 StagesName = Literal["together", "separate"]
-STAGES = ("prepare", "train", "evaluate", "export")
 
 FORMAT = 1
 """Of the request file."""
@@ -54,6 +53,8 @@ ENTRYPOINT = "python -m batchtrain.cli.entry "
 
 STOP_WAIT_S = 60
 """After `stop` a run publishes one more checkpoint; Ray would kill it after 3 seconds."""
+
+STOP_WAIT_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 
 COORDINATE = "coordinate"
 PROBE = "probe"
@@ -89,23 +90,6 @@ class Choice:
 
     submission_id: str
     known: JobStatus | None = None
-
-
-def without_idle_core(profile: Profile, command: CommandName, spec: RunSpec) -> Profile:
-    """A profile by which a search holds no core, unless the profile says how many.
-
-    Its trials hold cores, and it only waits for them: where searches hold all of a cluster's,
-    none of them would ever get one for a trial.
-
-    Args:
-        profile: The cluster.
-        command: What the job does.
-        spec: The spec; with `engine: embedded` the job itself is at work.
-    """
-    is_said = "entrypoint_cpus" in profile.model_fields_set
-    if command != "tune" or is_said or spec.engine == "embedded":
-        return profile
-    return profile.model_copy(update={"entrypoint_cpus": 0.0})
 
 
 def build_request(
@@ -146,16 +130,18 @@ def build_request(
     if separate:
         arguments["backend"] = "local" if options.backend == "local" else "ray"
         arguments["forward"] = list(profile.forward)
-        arguments["stages"] = {name: asdict(_stage_resources(name, profile)) for name in STAGES}
-    own = JobResources(cpus=profile.entrypoint_cpus, gpus=profile.entrypoint_gpus)
+        stages = {name: held_by_stage(profile, name, shipment.loaded.spec) for name in STAGES}
+        arguments["stages"] = {name: asdict(each) for name, each in stages.items()}
+    # A coordinator only waits: with a core of its own it could keep its stages from theirs.
+    own = held_by_job(profile, options.command, shipment.loaded.spec)
+    own = JobResources(cpus=0.0) if separate else own
     request = JobRequest(
         submission_id="",
         entrypoint=entrypoint_of(arguments),
         arguments=arguments,
         files=shipment.files,
-        runtime_env={"env_vars": env_vars(profile.forward, environ)},
-        # It only waits: with a core of its own it could keep its stages from theirs.
-        resources=JobResources(cpus=0.0) if separate else own,
+        runtime_env={"env_vars": env_vars(profile.forward, environ, own)},
+        resources=own,
         metadata={
             "batchtrain": __version__,
             "run": shipment.loaded.spec.name,
@@ -173,10 +159,12 @@ def entrypoint_of(arguments: Mapping[str, Any]) -> str:
     return ENTRYPOINT + request_file(arguments)[0]
 
 
-def env_vars(forward: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+def env_vars(
+    forward: Sequence[str], environ: Mapping[str, str], held: JobResources
+) -> dict[str, str]:
     """The variables of a job: those that are forwarded and set, and ours."""
     forwarded = {name: environ[name] for name in sorted(forward) if name in environ}
-    return {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **forwarded}
+    return {STOP_WAIT_VARIABLE: str(STOP_WAIT_S), CORES_VARIABLE: f"{held.cpus:g}", **forwarded}
 
 
 def with_id(request: JobRequest, submission_id: str) -> JobRequest:
@@ -214,7 +202,7 @@ def choose_id(base: str, jobs: Collection[JobStatus], *, again: bool = False) ->
 
 def printable_request(request: JobRequest) -> dict[str, Any]:
     """All of a request but the values of variables that are forwarded from an environment."""
-    ours = {ID_VARIABLE, "RAY_JOB_STOP_WAIT_TIME_S"}
+    ours = {ID_VARIABLE, CORES_VARIABLE, STOP_WAIT_VARIABLE}
     variables = {
         name: value if name in ours else "(from the environment)"
         for name, value in request.runtime_env.get("env_vars", {}).items()
@@ -240,13 +228,6 @@ def _fingerprint(request: JobRequest) -> str:
             "resources": asdict(request.resources),
         }
     )
-
-
-def _stage_resources(name: str, profile: Profile) -> JobResources:
-    found = profile.stages.get(name)  # type: ignore[call-overload]
-    if found is None:
-        return JobResources(cpus=profile.entrypoint_cpus, gpus=profile.entrypoint_gpus)
-    return JobResources(found.cpus, found.gpus, int(found.memory_gib * 2**30))
 
 
 def _check(loaded: LoadedSpec, profile: Profile, options: SubmitOptions) -> None:

@@ -22,6 +22,7 @@ def all_findings(
     profile: Profile,
     *,
     environ: Mapping[str, str],
+    command: str = "run",
     separate: bool = False,
     probe: Callable[[], list[Finding]] | None = None,
 ) -> list[Finding]:
@@ -33,13 +34,19 @@ def all_findings(
         loaded: The spec, with what the profile has put in.
         profile: Where it is to run, with the backend and the address that are in force.
         environ: The environment of whoever submits.
+        command: What the job does.
         separate: Whether each stage is a job of its own.
         probe: Tries the storage on a cluster of Ray, as `ask_probe` does; left out, it is not
             tried.
     """
     is_ray = profile.backend == "ray"
     findings = check_request(
-        loaded, profile, environ=environ, separate=separate, will_probe=is_ray and probe is not None
+        loaded,
+        profile,
+        environ=environ,
+        command=command,
+        separate=separate,
+        will_probe=is_ray and probe is not None,
     )
     if not is_ray or errors_among(findings):
         return findings
@@ -50,7 +57,7 @@ def all_findings(
     except ClusterError as error:
         return [*findings, Finding("error", "address", str(error))]
     findings += check_connection(address, token)
-    findings += check_cluster(loaded, profile, facts, separate=separate)
+    findings += check_cluster(loaded, profile, facts, command=command, separate=separate)
     if probe is not None and not errors_among(findings):
         findings += probe()
     return findings

@@ -19,7 +19,8 @@ from batchtrain.artifacts.report import EVALUATION_REPORT
 from batchtrain.artifacts.trained import TRAINED_MODEL
 from batchtrain.errors import ArtifactError, ClusterError
 from batchtrain.storage import Storage
-from batchtrain.submission.building import STAGES, choose_id, entrypoint_of, env_vars, with_id
+from batchtrain.submission.building import choose_id, entrypoint_of, env_vars, with_id
+from batchtrain.submission.fitting import STAGES
 from batchtrain.submission.following import follow
 from batchtrain.submission.request import Backend, JobRequest, JobResources, JobStatus, ShippedFile
 from batchtrain.submission.results import JobResult, read_result, settled
@@ -86,14 +87,14 @@ def plan_stages(
     kept = {name: value for name, value in arguments.items() if name not in left_out}
     jobs = []
     for stage in STAGES:
-        told = {**kept, "command": stage}
+        told, held = {**kept, "command": stage}, JobResources(**arguments["stages"][stage])
         request = JobRequest(
             submission_id="",
             entrypoint=entrypoint_of(told),
             arguments=told,
             files=files,
-            runtime_env={"env_vars": env_vars(arguments["forward"], environ)},
-            resources=JobResources(**arguments["stages"][stage]),
+            runtime_env={"env_vars": env_vars(arguments["forward"], environ, held)},
+            resources=held,
             metadata={**metadata, "command": stage, "stages": "together", "part_of": base},
         )
         # No dot: Ray would take its log for a part of the coordinator's.

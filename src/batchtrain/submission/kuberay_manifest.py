@@ -245,8 +245,6 @@ def _entrypoint_resources(request: JobRequest) -> dict[str, Any]:
         found["entrypointNumCpus"] = _number(resources.cpus)
     if resources.gpus:
         found["entrypointNumGpus"] = _number(resources.gpus)
-    if resources.memory_bytes:
-        found["entrypointResources"] = json.dumps({"memory": resources.memory_bytes})
     return found
 
 

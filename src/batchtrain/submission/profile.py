@@ -24,7 +24,12 @@ EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")]
 BackendName = Literal["ray", "kuberay", "local"]
 StageName = Literal["prepare", "train", "evaluate", "export"]
 
-OF_BACKENDS = {"address": ("ray", "local"), "image": ("kuberay",), "kubernetes": ("kuberay",)}
+OF_BACKENDS = {
+    "address": ("ray", "local"),
+    "image": ("kuberay",),
+    "kubernetes": ("kuberay",),
+    "entrypoint_memory_gib": ("ray",),
+}
 """Keys that not every backend reads."""
 
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?")
@@ -106,9 +111,13 @@ class Profile(SpecModel):
     """The container image; for `kuberay`."""
     resources: ResourcesSpec | None = None
     """In place of the spec's."""
-    entrypoint_cpus: float = Field(default=1.0, ge=0, le=1024)
-    """Cores that the job itself holds; with 1 or more it waits where the cluster is full. Left
-    out, a search holds none: its trials do."""
+    entrypoint_cpus: Literal["auto"] | Annotated[float, Field(ge=0, le=1024)] = "auto"
+    """Cores that the job itself holds. `auto` is 1 where the job itself trains; on a cluster that
+    jobs share it is 0 where ranks, trials or Ray Data hold the cores, and the job waits for
+    them."""
+    entrypoint_memory_gib: Literal["auto"] | Annotated[float, Field(ge=0, le=65536)] = "auto"
+    """Memory that the job itself holds, by which a cluster bounds how many run at once; for `ray`.
+    `auto` is 2 where it holds no core, else 0."""
     entrypoint_gpus: float = Field(default=0.0, ge=0, le=64)
     stages: dict[StageName, StageResources] = Field(default_factory=dict)
     """What a stage holds instead, with `--stages separate`."""
@@ -159,7 +168,7 @@ class Profile(SpecModel):
             f"`{key}` is read with `backend: {' or '.join(backends)}` only, found "
             f"`backend: {self.backend}`; remove one of the two"
             for key, backends in OF_BACKENDS.items()
-            if getattr(self, key) is not None and self.backend not in backends
+            if getattr(self, key) not in {None, "auto"} and self.backend not in backends
         ]
         if not problems and self.address is not None:
             is_storage = self.backend == "local"

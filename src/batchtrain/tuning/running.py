@@ -103,7 +103,7 @@ class UnitRunner:
             InterruptedRunError: If a stop was requested; nothing is published then.
             BatchtrainError: If something else than a trial failed.
         """
-        published = self.published(unit)
+        published = read_outcome(self.layout, unit)
         if published is not None:
             return published
         outcome = (self._pack if unit.is_pack else self._alone)(unit, tell, stop_requested)
@@ -111,15 +111,7 @@ class UnitRunner:
         self.storage.create(self.layout.outcome(unit.key), canonical_json(outcome.to_json()))
         passed("unit.published")
         # Whoever was first counts; it is the same bytes, or the work of another machine.
-        return self.published(unit) or outcome
-
-    def published(self, unit: Unit) -> Outcome | None:
-        """What came of a unit, where that is on storage.
-
-        Raises:
-            ArtifactDamagedError: If it is there and cannot be read.
-        """
-        return read_outcome(self.layout, unit)
+        return read_outcome(self.layout, unit) or outcome
 
     # ---- runs of their own
 
@@ -296,7 +288,11 @@ class UnitRunner:
 
 
 def read_outcome(layout: SearchLayout, unit: Unit) -> Outcome | None:
-    """What came of a unit, where that is on storage; see `UnitRunner.published`."""
+    """What came of a unit; None where nothing of it is on storage.
+
+    Raises:
+        ArtifactDamagedError: If it is there and cannot be read.
+    """
     key = layout.outcome(unit.key)
     try:
         return Outcome.from_json(json.loads(layout.storage.read(key)))

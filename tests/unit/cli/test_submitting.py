@@ -69,7 +69,7 @@ def test_a_dry_run_prints_all_that_would_be_sent_and_sends_nothing(
     assert {"job/tiny.csv", "job/tiny.yaml", "batchtrain/cli/entry.py"} <= set(files)
     assert document["arguments"]["files"] == files
     assert re.fullmatch(r"python -m batchtrain\.cli\.entry [0-9a-f]{64}", shown["entrypoint"])
-    assert shown["resources"] == {"cpus": 1.0, "gpus": 0.0, "memory_bytes": 0}
+    assert shown["resources"] == {"cpus": 0.0, "gpus": 0.0, "memory_bytes": 2 * 2**30}
     assert shown["metadata"]["storage"] == str(tmp_path / "runs")
     assert set(shown["runtime_env"]) == {"env_vars"}
     assert jobs.requests == []

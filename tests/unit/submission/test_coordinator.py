@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from batchtrain.artifacts import reuse_or_build
+from batchtrain.engines.session import CORES_VARIABLE
 from batchtrain.errors import ClusterError
 from batchtrain.storage import FolderStorage
-from batchtrain.submission.building import STAGES
 from batchtrain.submission.coordinator import KIND_OF_STAGE, base_id, coordinate, plan_stages
+from batchtrain.submission.fitting import STAGES
 from batchtrain.submission.request import ID_VARIABLE, JobRequest, JobState, ShippedFile
 from batchtrain.submission.results import JobResult, publish_result, result_key
 from tests.support.jobs import FakeJobs, nothing
@@ -108,6 +109,7 @@ def test_each_stage_has_its_own_command_and_resources() -> None:
         assert "stages" not in job.request.arguments
         assert job.request.runtime_env["env_vars"] == {
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
+            CORES_VARIABLE: f"{job.request.resources.cpus:g}",
             "REGION": "mars",
             ID_VARIABLE: job.request.submission_id,
         }

@@ -102,7 +102,7 @@ def shown(manifest: Manifest) -> str:
             "kuberay-full.yaml",
             FULL,
             a_request(
-                resources=JobResources(cpus=0.5, gpus=1.0, memory_bytes=2**30),
+                resources=JobResources(cpus=0.5, gpus=1.0),
                 metadata=SHARED,
             ),
         ),
