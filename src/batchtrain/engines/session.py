@@ -219,13 +219,13 @@ class RaySession:
         group, has_told = placement_group([{"CPU": count}]), False
         try:
             while not group.wait(CORE_WAIT_S):
+                if not has_told:
+                    waiting()
+                    has_told = True
                 if stop_requested():
                     raise InterruptedRunError(
                         "stopped while it waited for a core. Run the same command again to go on"
                     )
-                if not has_told:
-                    waiting()
-                    has_told = True
             yield
         finally:
             remove_placement_group(group)
