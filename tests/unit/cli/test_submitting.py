@@ -27,7 +27,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
     found = FakeJobs()
     monkeypatch.setattr(Cluster, "connect", lambda *_: found)
     # What is looked at before is the subject of test_submit_checks.py.
-    monkeypatch.setattr("batchtrain.cli.submitting.check", lambda *_: None)
+    monkeypatch.setattr("batchtrain.cli.submitting.check", lambda *_, **__: None)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
     return found
 
