@@ -18,11 +18,13 @@ from batchtrain.cli.outcome import plain, print_json
 from batchtrain.errors import ClusterError, InterruptedRunError
 from batchtrain.spec.load import LoadedSpec, load_spec
 from batchtrain.submission.building import (
+    MASK,
     SubmitOptions,
     build_request,
     choose_id,
     printable_request,
     with_id,
+    without_forwarded,
 )
 from batchtrain.submission.checking import all_findings
 from batchtrain.submission.findings import Finding, refuse_errors
@@ -331,7 +333,10 @@ def _show_request(
 ) -> None:
     if cluster.backend == "kuberay" and not as_json:
         # This is what is sent: the rest follows from it.
-        print(_manifest_text(request, cluster.profile), end="")
+        shown = without_forwarded(request)
+        if shown != request:
+            print(f"note: {MASK!r} stands for each value that is forwarded", file=sys.stderr)
+        print(_manifest_text(shown, cluster.profile), end="")
         return
     document = {
         "backend": cluster.backend,
