@@ -18,14 +18,16 @@ from batchtrain.cli.outcome import plain, print_json
 from batchtrain.errors import ClusterError, InterruptedRunError
 from batchtrain.spec.load import LoadedSpec, load_spec
 from batchtrain.submission.building import (
+    MASK,
     SubmitOptions,
     build_request,
     choose_id,
     printable_request,
     with_id,
+    without_forwarded,
 )
 from batchtrain.submission.checking import all_findings
-from batchtrain.submission.findings import refuse_errors
+from batchtrain.submission.findings import Finding, refuse_errors
 from batchtrain.submission.following import NewLines, follow
 from batchtrain.submission.probe_job import ask_probe
 from batchtrain.submission.profile import BackendName, Profile
@@ -108,6 +110,7 @@ def submit_spec(
     *,
     include: Sequence[Path] = (),
     again: bool = False,
+    no_probe: bool = False,
     dry_run: bool = False,
     detach: bool = False,
     as_json: bool = False,
@@ -132,7 +135,7 @@ def submit_spec(
     choice = choose_id(request.submission_id, backend.jobs(), again=again)
     request = with_id(request, choice.submission_id)
     if choice.known is None:
-        check(request, loaded, cluster, options, backend)
+        check(request, loaded, cluster, options, backend, no_probe=no_probe)
     job, is_new = _sent(request, choice.known, backend)
     say = _sayer(as_json=as_json)
     say(f"{'submitted' if is_new else 'found'} {job.submission_id}" + _standing(job, is_new=is_new))
@@ -150,20 +153,34 @@ def check(
     cluster: Cluster,
     options: SubmitOptions,
     backend: Backend,
+    *,
+    no_probe: bool = False,
 ) -> None:
     """Hold a request against the cluster before it is sent; warnings are printed.
+
+    Args:
+        request: What is to be sent.
+        loaded: The spec, with what the profile has put in.
+        cluster: Where.
+        options: What is to be done there.
+        backend: What takes it.
+        no_probe: Whether no job tries the storage before.
 
     Raises:
         SpecError: If a key of spec or profile keeps the job from running.
         ClusterError: If it is the cluster.
     """
+
+    def probe() -> list[Finding]:
+        return ask_probe(request, backend, lambda small: _sent(small, None, backend))
+
     findings = all_findings(
         loaded,
         cluster.profile,
         environ=os.environ,
         command=options.command,
         separate=options.stages == "separate",
-        probe=lambda: ask_probe(request, backend, lambda probe: _sent(probe, None, backend)),
+        probe=None if no_probe else probe,
     )
     for found in findings:
         if found.severity == "warning":
@@ -316,7 +333,10 @@ def _show_request(
 ) -> None:
     if cluster.backend == "kuberay" and not as_json:
         # This is what is sent: the rest follows from it.
-        print(_manifest_text(request, cluster.profile), end="")
+        shown = without_forwarded(request)
+        if shown != request:
+            print(f"note: {MASK!r} stands for each value that is forwarded", file=sys.stderr)
+        print(_manifest_text(shown, cluster.profile), end="")
         return
     document = {
         "backend": cluster.backend,

@@ -27,7 +27,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
     found = FakeJobs()
     monkeypatch.setattr(Cluster, "connect", lambda *_: found)
     # What is looked at before is the subject of test_submit_checks.py.
-    monkeypatch.setattr("batchtrain.cli.submitting.check", lambda *_: None)
+    monkeypatch.setattr("batchtrain.cli.submitting.check", lambda *_, **__: None)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
     return found
 
@@ -82,6 +82,26 @@ def test_a_dry_run_prints_all_that_would_be_sent_and_sends_nothing(
     assert sent.submission_id == document["submission_id"]
     assert sent.entrypoint == document["entrypoint"]
     assert dict(sent.runtime_env) == document["runtime_env"]
+
+
+def test_x13_a_dry_run_of_kuberay_shows_no_value_of_the_environment(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGION", CANARY)
+    (tmp_path / "p.yaml").write_text(
+        "version: 1\nprofiles:\n  k8s:\n    backend: kuberay\n    image: repo/batchtrain:1\n"
+        "    ship_package: false\n    forward: [REGION]\n"
+    )
+    words = ("--profiles", str(tmp_path / "p.yaml"), "--profile", "k8s")
+
+    done = command("submit", *words, "--set", "storage=s3://bucket/runs", "--dry-run")
+
+    _, rayjob = yaml.safe_load_all(done.stdout)
+    variables = yaml.safe_load(rayjob["spec"]["runtimeEnvYAML"])["env_vars"]
+    assert variables["REGION"] == "(from the environment)"
+    assert variables["BATCHTRAIN_SUBMISSION_ID"] == rayjob["spec"]["jobId"]
+    assert CANARY not in done.output
+    assert done.stderr == "note: '(from the environment)' stands for each value that is forwarded\n"
 
 
 @pytest.mark.parametrize(

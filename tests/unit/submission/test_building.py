@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,42 @@ def test_x13_a_secret_is_not_forwarded(load: Load) -> None:
     assert "credentials to the nodes" in str(refused.value)
 
 
+def test_x13_an_address_with_a_password_is_not_forwarded_nor_repeated(load: Load) -> None:
+    environ = {"DATABASE_URL": f"postgres://me:{CANARY}@host/db"}
+    with pytest.raises(SpecError, match="a password in DATABASE_URL") as refused:
+        build(load(), profile=Profile(forward=("DATABASE_URL",)), environ=environ)
+    assert CANARY not in str(refused.value)
+    assert build(
+        load(), profile=Profile(forward=("HOST_URL",)), environ={"HOST_URL": "http://h:1/x"}
+    )
+
+
+def test_j04_what_kuberay_s_shell_would_obey_is_refused_at_its_place(load: Load) -> None:
+    options, environ = SubmitOptions(backend="kuberay"), {"REGION": f"$({CANARY})"}
+    profile = Profile(backend="kuberay", forward=("REGION",))
+    with pytest.raises(SpecError) as refused:
+        build(load("storage='/mnt/`id`'"), options, profile, environ)
+    assert [each.key for each in refused.value.problems] == ["storage", "REGION"]
+    assert CANARY not in str(refused.value)
+    # No other backend gives them to a shell.
+    assert build(load("storage='/mnt/`id`'"), PLAIN, Profile(forward=("REGION",)), environ)
+
+
+def test_what_a_job_prints_is_utf_8_whatever_the_locale(load: Load) -> None:
+    variables = build(load()).runtime_env["env_vars"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; [print(chr(0xDCFF), file=f) for f in (sys.stdout, sys.stderr)]",
+        ],
+        env={"LC_ALL": "C", **variables},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == done.stderr == b"\\udcff\n"
+
+
 def test_what_is_forwarded_is_sent_and_not_printed(load: Load) -> None:
     profile = Profile(forward=("REGION", "ABSENT"))
 
@@ -136,11 +174,13 @@ def test_what_is_forwarded_is_sent_and_not_printed(load: Load) -> None:
     assert request.runtime_env["env_vars"] == {
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
         CORES_VARIABLE: "0",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
         "REGION": "mars-1",
         ID_VARIABLE: request.submission_id,
     }
     printed = printable_request(request)["runtime_env"]["env_vars"]
     assert printed["REGION"] == "(from the environment)"
+    assert printed["PYTHONIOENCODING"] == "utf-8:backslashreplace"
     assert printed[ID_VARIABLE] == request.submission_id
 
 

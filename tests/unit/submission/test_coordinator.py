@@ -110,6 +110,7 @@ def test_each_stage_has_its_own_command_and_resources() -> None:
         assert job.request.runtime_env["env_vars"] == {
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
             CORES_VARIABLE: f"{job.request.resources.cpus:g}",
+            "PYTHONIOENCODING": "utf-8:backslashreplace",
             "REGION": "mars",
             ID_VARIABLE: job.request.submission_id,
         }
