@@ -59,6 +59,9 @@ CANCEL = (
 PENDING): this ends what waits for it. It runs as a job without cores."""
 KILLED = re.compile(r"supervisor actor died.*ray\.kill", re.DOTALL | re.IGNORECASE)
 
+GIVEN_UP = re.compile(r"failed to start within ([\d.]+) seconds")
+"""Of a job that waited for its resources too long for Ray."""
+
 Answer = TypeVar("Answer")
 
 
@@ -266,6 +269,11 @@ def _status(job: Any) -> JobStatus:
     if job.driver_exit_code == 0 and state == "failed":
         # Ray may lose sight of a job whose entry point ended well.
         state = "succeeded"
+    if state == "failed" and (waited := GIVEN_UP.search(message)):
+        message = (
+            f"it waited {float(waited[1]):g} s for its turn, and Ray gave it up. Submit again; "
+            "RAY_JOB_START_TIMEOUT_SECONDS in the environment of the head says how long Ray waits"
+        )
     line = next((line for line in message.splitlines() if line.strip()), "")
     return JobStatus(
         job.submission_id,

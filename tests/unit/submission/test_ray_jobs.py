@@ -59,6 +59,18 @@ def test_j05_submitted_twice_is_one_job(jobs: RayJobs, client: FakeClient, tmp_p
     assert (job.submission_id, is_new, len(client.calls)) == (NAME, False, 1)
 
 
+def test_j07_a_job_that_waited_too_long_for_ray_says_so(jobs: RayJobs, client: FakeClient) -> None:
+    # Ray 2.60, as it is.
+    message = (
+        "Job supervisor actor failed to start within 900.0 seconds. This timeout can be configured "
+        "by setting the environment variable RAY_JOB_START_TIMEOUT_SECONDS. This may be because"
+    )
+    client.put(NAME, "FAILED", message=message)
+    said = jobs.status(NAME).message
+    assert said.startswith("it waited 900 s for its turn, and Ray gave it up. Submit again; ")
+    assert "RAY_JOB_START_TIMEOUT_SECONDS" in said
+
+
 def test_j05_a_lost_reply_is_one_job(
     jobs: RayJobs, client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
