@@ -15,7 +15,7 @@ from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.run import CANONICAL_GROUPS, ResourcesSpec
 from batchtrain.storage import Storage
 from batchtrain.tables import Source
-from batchtrain.training.launcher import Launcher
+from batchtrain.training.launcher import Launcher, LauncherAround
 
 __all__ = ["ChosenLauncher", "chosen_engine", "ray_session"]
 
@@ -159,24 +159,15 @@ class ChosenLauncher:
         return self._engine.name == "ray" or several or attached
 
 
-class _HoldingCores:
+class _HoldingCores(LauncherAround):
     """A launcher for the own process of a job that was given no core, as it might have had ranks.
 
     What it works with it holds as they would, so that the cluster knows.
     """
 
     def __init__(self, inner: Launcher, session: RaySession) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._session = session
-
-    @property
-    def restarts(self) -> bool:
-        """See `Launcher`."""
-        return self._inner.restarts
-
-    def choose_machine(self, resources: ResourcesSpec) -> Any:
-        """See `Launcher`."""
-        return self._inner.choose_machine(resources)
 
     def __call__(self, task: Any, progress: Progress, stop_requested: Callable[[], bool]) -> Any:
         """See `Launcher`."""
@@ -186,4 +177,4 @@ class _HoldingCores:
             progress.note(f"waiting for {count} free core{'' if count == 1 else 's'}")
 
         with self._session.holding_cores(count, stop_requested, waiting):
-            return self._inner(task, progress, stop_requested)
+            return self.inner(task, progress, stop_requested)

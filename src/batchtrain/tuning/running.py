@@ -32,7 +32,7 @@ from batchtrain.spec.load import LoadedSpec, with_values
 from batchtrain.spec.run import ResourcesSpec
 from batchtrain.storage import Storage
 from batchtrain.training.deciding import Watched
-from batchtrain.training.launcher import Launcher
+from batchtrain.training.launcher import Launcher, LauncherAround
 from batchtrain.training.packed.states import MemberState, states_from_bytes, states_to_bytes
 from batchtrain.training.packed.training import PackedTraining
 from batchtrain.training.plan import make_plan, row_order
@@ -332,21 +332,12 @@ class _TrialProgress(Progress):
         self._tell(self._number, int(record["epoch"]))
 
 
-class _Stopping:
+class _Stopping(LauncherAround):
     """A launcher that stops also where the search is asked to."""
 
     def __init__(self, inner: Launcher, stop_requested: Callable[[], bool]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._stop_requested = stop_requested
-
-    @property
-    def restarts(self) -> bool:
-        """See `Launcher`."""
-        return self._inner.restarts
-
-    def choose_machine(self, resources: ResourcesSpec) -> Any:
-        """See `Launcher`."""
-        return self._inner.choose_machine(resources)
 
     def __call__(self, task: Any, progress: Progress, stop_requested: Callable[[], bool]) -> Any:
         """See `Launcher`."""
@@ -354,7 +345,7 @@ class _Stopping:
         def stop() -> bool:
             return stop_requested() or self._stop_requested()
 
-        return self._inner(task, progress, stop)
+        return self.inner(task, progress, stop)
 
 
 def _num_parameters(loaded: LoadedSpec, prepared: PreparedData, allow_code: Sequence[str]) -> int:
