@@ -29,7 +29,6 @@ from batchtrain.points import passed
 from batchtrain.preparation.stage import prepare
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec, with_values
-from batchtrain.spec.run import ResourcesSpec
 from batchtrain.storage import Storage
 from batchtrain.training.deciding import Watched
 from batchtrain.training.launcher import Launcher, LauncherAround

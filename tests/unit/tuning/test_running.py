@@ -110,7 +110,7 @@ def test_an_ordinary_run_of_the_same_values_is_not_trained_again(
 
 @pytest.mark.parametrize("is_pack", [False, True])
 def test_what_is_published_is_not_done_again_and_the_first_counts(
-    spec: LoadedSpec, is_pack: bool
+    spec: LoadedSpec, is_pack: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = unit({LR: 0.02}, 0, 2, is_pack=is_pack)
     runner = runner_for(spec)
@@ -120,15 +120,14 @@ def test_what_is_published_is_not_done_again_and_the_first_counts(
     assert read_outcome(runner.layout, work) == outcome
     # As if another process had been first, while this one was at work.
     runner.storage.delete(key)
-    published = runner.published
 
-    def late(each: Unit) -> Outcome | None:
-        found = published(each)
+    def late(layout: SearchLayout, each: Unit) -> Outcome | None:
+        found = read_outcome(layout, each)
         if found is None:
             write(runner.storage, key, other)
         return found
 
-    object.__setattr__(runner, "published", late)
+    monkeypatch.setattr("batchtrain.tuning.running.read_outcome", late)
     assert done(runner, work) == other
 
 
