@@ -54,8 +54,8 @@ USER_ID = 1000
 
 FILES_FOLDER = "/etc/batchtrain/job"
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
-JOB_START_TIMEOUT_S = 3600
-"""Ray gives a job up that waits for a core for 15 minutes; a node may take longer to come."""
+JOB_START_TIMEOUT_S = 7 * 24 * 3600
+"""A job may wait a week for its turn before Ray gives it up; if unsaid, 15 minutes."""
 
 
 @dataclass(frozen=True)
