@@ -7,13 +7,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
 
+from batchtrain.cli.cluster import Cluster
 from batchtrain.cli.outcome import plain, print_json
 from batchtrain.errors import ClusterError, InterruptedRunError
 from batchtrain.spec.load import LoadedSpec, load_spec
@@ -30,76 +31,15 @@ from batchtrain.submission.checking import all_findings
 from batchtrain.submission.findings import Finding, refuse_errors
 from batchtrain.submission.following import NewLines, follow
 from batchtrain.submission.probe_job import ask_probe
-from batchtrain.submission.profile import BackendName, Profile
-from batchtrain.submission.profiles import find_profile, with_profile
+from batchtrain.submission.profile import Profile
+from batchtrain.submission.profiles import with_profile
 from batchtrain.submission.request import Backend, JobRequest, JobStatus, check_id
-from batchtrain.submission.results import read_result, settled, storage_of
+from batchtrain.submission.results import result_of, settled, storage_of
 from batchtrain.submission.shipping import Shipment, ship, stage_files
 
 __all__ = ["Cluster", "show_jobs", "show_log", "show_status", "stop_job", "submit_spec"]
 
 INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where jobs go.
-
-    Attributes:
-        profile: What is known of it, with the backend and the address that are in force.
-        words: The options that lead there again, for advice.
-    """
-
-    profile: Profile
-    words: str = ""
-
-    @property
-    def backend(self) -> BackendName:
-        """What takes the jobs."""
-        return self.profile.backend
-
-    @property
-    def address(self) -> str | None:
-        """The dashboard, or for `local` the folder of the storage; None where unsaid."""
-        return self.profile.address
-
-    @classmethod
-    def of(
-        cls,
-        address: str | None,
-        name: str | None,
-        file: Path | None,
-        backend: BackendName | None,
-        *,
-        folder: Path | None = None,
-    ) -> Cluster:
-        """From the options of a command; what is given there goes before the profile."""
-        profile = Profile()
-        if name is not None or file is not None:
-            profile = find_profile(name, file, folder or Path.cwd())
-        chosen = backend or profile.backend
-        given = {"--profile": name, "--profiles": file, "--backend": backend, "--address": address}
-        words = "".join(f" {option} {value}" for option, value in given.items() if value)
-        where = address or profile.address
-        if chosen == "local":
-            where = where or profile.storage
-        return cls(profile.model_copy(update={"backend": chosen, "address": where}), words)
-
-    def connect(self, storage: str | None = None) -> Backend:
-        """What takes the jobs, ready to be asked.
-
-        Args:
-            storage: That of the run, where `local` keeps its jobs if nobody says otherwise.
-        """
-        if self.backend == "local":
-            from batchtrain.submission.local_jobs import LocalJobs
-
-            return LocalJobs(Path(storage or self.address or "runs").expanduser().resolve())
-        if self.backend == "kuberay":
-            return _kuberay(self.profile)
-        from batchtrain.submission.ray_jobs import RayJobs
-
-        return RayJobs(self.address)
 
 
 def submit_spec(
@@ -131,7 +71,8 @@ def submit_spec(
         return
     for note in shipment.notes:
         print(plain(f"note: {note}"), file=sys.stderr)
-    backend = cluster.connect(shipment.loaded.spec.storage)
+    cluster = cluster.at(shipment.loaded.spec.storage)
+    backend = _connected(cluster, "submitting to", as_json=as_json)
     choice = choose_id(request.submission_id, backend.jobs(), again=again)
     request = with_id(request, choice.submission_id)
     if choice.known is None:
@@ -140,7 +81,7 @@ def submit_spec(
     say = _sayer(as_json=as_json)
     say(f"{'submitted' if is_new else 'found'} {job.submission_id}" + _standing(job, is_new=is_new))
     if detach:
-        _show_ways(say, cluster, job, shipment.loaded.spec.storage)
+        _show_ways(say, cluster, job)
         if as_json:
             print_json(_document(job))
         return
@@ -190,7 +131,7 @@ def check(
 
 def show_jobs(cluster: Cluster, *, as_json: bool = False) -> None:
     """Print the jobs of a cluster, the newest first."""
-    jobs = cluster.connect().jobs()
+    jobs = _connected(cluster, "asking", as_json=as_json).jobs()
     if as_json:
         print_json({"jobs": [_document(job) for job in jobs]})
         return
@@ -205,7 +146,8 @@ def show_jobs(cluster: Cluster, *, as_json: bool = False) -> None:
 
 def show_status(cluster: Cluster, submission_id: str, *, as_json: bool = False) -> None:
     """Print where a job stands, and what it has made."""
-    job, places = _looked_up(cluster.connect().status(check_id(submission_id)))
+    backend = _connected(cluster, "asking", as_json=as_json)
+    job, places = _looked_up(backend.status(check_id(submission_id)))
     if as_json:
         print_json({**_document(job), "places": places})
         return
@@ -218,7 +160,7 @@ def show_log(
     cluster: Cluster, submission_id: str, *, to_the_end: bool = False, as_json: bool = False
 ) -> None:
     """Print what a job has written; to its end it ends with the job's exit code."""
-    backend = cluster.connect()
+    backend = _connected(cluster, "asking", as_json=as_json)
     job = backend.status(check_id(submission_id))
     if to_the_end:
         _follow(backend, cluster, job, _sayer(as_json=as_json), as_json=as_json)
@@ -231,7 +173,8 @@ def show_log(
 
 def stop_job(cluster: Cluster, submission_id: str, *, as_json: bool = False) -> None:
     """End a job, and print how it stands then."""
-    job, _ = _looked_up(cluster.connect().stop(check_id(submission_id)))
+    backend = _connected(cluster, "asking", as_json=as_json)
+    job, _ = _looked_up(backend.stop(check_id(submission_id)))
     if as_json:
         print_json(_document(job))
     else:
@@ -241,6 +184,13 @@ def stop_job(cluster: Cluster, submission_id: str, *, as_json: bool = False) -> 
             f"expected {submission_id} to end, found it {job.state} still. Look again in a while: "
             f"batchtrain status {submission_id}{cluster.words}"
         )
+
+
+def _connected(cluster: Cluster, doing: str, *, as_json: bool) -> Backend:
+    """What takes the jobs; where a profile leads is said before anything goes there."""
+    if cluster.place and not as_json:
+        print(plain(f"{doing} {cluster.place}"), file=sys.stderr)
+    return cluster.connect()
 
 
 def _sent(request: JobRequest, known: JobStatus | None, backend: Backend) -> tuple[JobStatus, bool]:
@@ -286,7 +236,7 @@ def _looked_up(job: JobStatus) -> tuple[JobStatus, dict[str, str]]:
     """A job as it says itself that it ended, and where its results are."""
     if not job.is_over or (storage := storage_of(job)) is None:
         return settled(job, None), {}
-    result = read_result(storage, job.submission_id)
+    result = result_of(storage, job)
     return settled(job, result), {} if result is None else dict(result.places)
 
 
@@ -320,12 +270,9 @@ def _sayer(*, as_json: bool) -> Callable[[str], None]:
     return say
 
 
-def _show_ways(say: Callable[[str], None], cluster: Cluster, job: JobStatus, storage: str) -> None:
-    words = cluster.words
-    if cluster.backend == "local" and "--address" not in words and "--profile" not in words:
-        words += f" --address {storage}"
+def _show_ways(say: Callable[[str], None], cluster: Cluster, job: JobStatus) -> None:
     for command in ("logs -f", "status", "stop"):
-        say(f"  batchtrain {command} {job.submission_id}{words}")
+        say(f"  batchtrain {command} {job.submission_id}{cluster.words}")
 
 
 def _show_request(
@@ -363,9 +310,3 @@ def _manifest_text(request: JobRequest, profile: Profile) -> str:
 def _is_storage(cluster: Cluster) -> bool:
     """Whether the address is that of the storage, as it is for `local`."""
     return cluster.backend == "local" and cluster.address is not None
-
-
-def _kuberay(profile: Profile) -> Backend:
-    from batchtrain.submission.kuberay import KubeRayBackend
-
-    return KubeRayBackend(profile)

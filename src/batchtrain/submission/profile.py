@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -13,6 +15,7 @@ from batchtrain.spec.run import ResourcesSpec, storage_address_problem
 
 __all__ = [
     "KubernetesSettings",
+    "Origin",
     "Profile",
     "Profiles",
     "StageName",
@@ -98,6 +101,27 @@ class StageResources(SpecModel):
     memory_gib: float = Field(default=0.0, ge=0, le=65536)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a profile was found.
+
+    Attributes:
+        file: The file, as an absolute path.
+        is_own: Whether the user has named the file, or keeps it among their own; another lay in the
+            current folder or beside the spec, and may have come with them from anybody.
+        others: Files that have a profile of the same name, which was not taken.
+    """
+
+    file: Path
+    is_own: bool = True
+    others: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        """The file, and that there are others."""
+        others = " and ".join(str(path) for path in self.others)
+        return f"{self.file}" + (f", not the one in {others}" if others else "")
+
+
 class Profile(SpecModel):
     """One cluster."""
 
@@ -132,16 +156,22 @@ class Profile(SpecModel):
     kubernetes: KubernetesSettings | None = None
 
     _name: str = PrivateAttr(default="")
+    _origin: Origin | None = PrivateAttr(default=None)
 
     @property
     def name(self) -> str:
         """What its file calls it; empty where it came from none."""
         return self._name
 
-    def named(self, name: str) -> Profile:
-        """The same, knowing its name."""
+    @property
+    def origin(self) -> Origin | None:
+        """Where it was found; None where it came from no file."""
+        return self._origin
+
+    def named(self, name: str, origin: Origin | None = None) -> Profile:
+        """The same, knowing its name and where it was found."""
         copy = self.model_copy()
-        copy._name = name
+        copy._name, copy._origin = name, origin
         return copy
 
     @field_validator("image")

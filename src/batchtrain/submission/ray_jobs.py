@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from batchtrain.errors import ClusterError
 from batchtrain.submission.request import JobRequest, JobState, JobStatus, check_id
+from batchtrain.submission.token import find_token
 
 __all__ = ["RayJobs", "set_auth_mode"]
 
@@ -69,10 +70,11 @@ def set_auth_mode(environ: Any = os.environ) -> None:
     """Turn token authentication on where there is a token and nobody says otherwise.
 
     Ray itself does so only when it starts a head; whoever talks to one gets a 401.
+
+    Raises:
+        ClusterError: If what should be a token is none.
     """
-    path = environ.get("RAY_AUTH_TOKEN_PATH")
-    file = Path(path) if path else Path.home() / ".ray" / "auth_token"
-    if "RAY_AUTH_MODE" not in environ and (environ.get("RAY_AUTH_TOKEN") or file.is_file()):
+    if "RAY_AUTH_MODE" not in environ and find_token(environ) is not None:
         environ["RAY_AUTH_MODE"] = "token"
 
 

@@ -179,6 +179,28 @@ def test_j08_what_the_job_published_decides(
     ]
 
 
+@pytest.mark.parametrize(("began", "code"), [(1000.0, 1), (1990.0, 0), (2001.0, 0)])
+def test_j08_the_result_of_an_earlier_job_of_its_name_decides_nothing(
+    began: float, code: int, command: Command, jobs: FakeJobs, tmp_path: Path
+) -> None:
+    def run(request: JobRequest, _staged: Path) -> JobState:
+        # The process of the new job never began: its image was not there.
+        places = {"report": "/there/report.html"}
+        earlier = JobResult(request.submission_id, "", 0, places=places, started=began)
+        publish_result(FolderStorage(tmp_path / "runs"), earlier)
+        jobs.set(request.submission_id, "running", started=2000.0)
+        return "failed"
+
+    jobs._run = run
+
+    done = command("submit", "--json")
+
+    assert done.exit_code == code
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["state"] == ("failed" if code else "succeeded")
+    assert bool(document["places"]) == (code == 0)
+
+
 def test_ctrl_c_detaches_and_says_how_to_look_again(
     command: Command, jobs: FakeJobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
