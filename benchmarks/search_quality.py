@@ -170,7 +170,7 @@ def searched(
         cohorts_of(spec, epochs=objective.epochs, trials=trials, goal=GOAL, seed=seed),
         shape=lambda _values: ONE_TRIAL,
         rows=lambda _values: objective.epochs,
-        trials=spec.trials,
+        trials=trials,
         max_rows=spec.max_rows,
     )
     search, trainings = Search(rules), Trainings(objective, seed)

@@ -11,7 +11,8 @@
 # Each node is a raylet of its own with its own temporary folder, as on machines of their own; the
 # head gives its cores to nobody unless told. All of it listens on 127.0.0.1 only, and whoever talks
 # to it needs the token in DIR/secret/token, which only you can read. A port of 0 is any free one.
-# `stop` ends what `start` began in that folder, found by its pid files, and nothing else.
+# `start` takes a folder that is new or empty. `stop` ends what `start` began there, found by its pid
+# files, and deletes what it made but the logs, and nothing else.
 set -euo pipefail
 umask 077
 shopt -s nullglob
@@ -20,6 +21,7 @@ HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 readonly HERE ADDRESS=127.0.0.1
 readonly START_LIMIT_S=60
 readonly STOP_LIMIT_S=4
+readonly MARKER=.made-by-local-sh
 
 nodes=2 cpus=1 head_cpus=0 memory_mb=150 port=6379 dashboard_port=8265
 # Sockets lie in this folder, and their paths may have about a hundred characters.
@@ -48,8 +50,26 @@ read_options() {
     esac
     shift 2
   done
-  [[ $folder == /* ]] || folder=$PWD/$folder
+  # One folder, one name: processes are found by it.
+  folder=$(realpath -ms -- "$folder") || die "expected a folder after --folder, found nothing"
   ((${#folder} <= 36)) || die "the name of the folder has more than 36 characters, too many for Ray's sockets: $folder"
+}
+
+# Whether `start` made what is in the folder: without the marker, what is there belongs to somebody.
+was_started() {
+  [[ -O $folder && ! -L $folder && -e $folder/$MARKER ]]
+}
+
+# What is in the folder besides the logs of an earlier cluster, or nothing.
+strange_file() {
+  find "$folder" -mindepth 1 -maxdepth 1 ! -name head.log ! -name 'node-*.log' -print -quit
+}
+
+take_folder() {
+  [[ ! -e $folder && ! -L $folder ]] || [[ -O $folder && -d $folder && ! -L $folder ]] || die "$folder belongs to somebody else"
+  [[ ! -e $folder ]] || was_started || [[ -z $(strange_file) ]] ||
+    die "expected a folder that is new or empty, found $(strange_file); name another one with --folder"
+  ! compgen -G "$folder/*.pid" >/dev/null || die "a cluster was started in $folder; stop it first: $0 stop --folder $folder"
 }
 
 free_port() {
@@ -71,11 +91,12 @@ our_processes() {
 }
 
 # start_node NAME WORDS...: start a raylet in a session of its own, and wait until it has joined.
+# A job may wait a week for its turn before Ray gives it up; without the variable, 15 minutes.
 start_node() {
   local name=$1 waited=0
   shift
   env BATCHTRAIN_LOCAL_CLUSTER="$folder" RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/secret/token" \
-    RAY_ADDRESS= RAY_API_SERVER_ADDRESS= \
+    RAY_ADDRESS= RAY_API_SERVER_ADDRESS= RAY_JOB_START_TIMEOUT_SECONDS=604800 \
     setsid python "$HERE/loopback_ray.py" start "$@" --node-ip-address "$ADDRESS" --temp-dir "$folder/$name" --block \
     --object-store-memory "$((memory_mb * 1024 * 1024))" --dashboard-agent-listen-port 0 \
     --log-style record --log-color false >"$folder/$name.log" 2>&1 </dev/null &
@@ -90,20 +111,21 @@ start_node() {
 }
 
 start() {
+  take_folder
   python -c 'import ray' 2>/dev/null || die "the python on the PATH has no ray; activate the environment that has batchtrain first"
-  ! compgen -G "$folder/*.pid" >/dev/null || die "a cluster was started in $folder; stop it first: $0 stop --folder $folder"
-  [[ ! -e $folder ]] || [[ -O $folder && -d $folder && ! -L $folder ]] || die "$folder belongs to somebody else"
   ((port)) || port=$(free_port)
   ((dashboard_port)) || dashboard_port=$(free_port)
   is_free "$port" || die "something listens on port $port already; take another one with --port"
   is_free "$dashboard_port" || die "something listens on port $dashboard_port already; take another one with --dashboard-port"
+  mkdir -p "$folder"
+  touch "$folder/$MARKER"
+  trap 'stop >/dev/null 2>&1 || true' EXIT
   mkdir -p "$folder/secret"
   chmod 700 "$folder" "$folder/secret"
   (set -C && python -c 'import secrets; print(secrets.token_hex(32), end="")' >"$folder/secret/token") 2>/dev/null ||
     [[ -s $folder/secret/token ]] || die "cannot write $folder/secret/token"
   chmod 600 "$folder/secret/token"
 
-  trap 'stop >/dev/null 2>&1 || true' EXIT
   start_node head --head --port "$port" --num-cpus "$head_cpus" --num-gpus 0 --disable-usage-stats \
     --dashboard-host "$ADDRESS" --dashboard-port "$dashboard_port" --ray-client-server-port "$(free_port)"
   local number session
@@ -129,6 +151,7 @@ END
 }
 
 stop() {
+  was_started || die "no cluster was started in $folder"
   local file waited=0 signal
   for file in "$folder"/node-*.pid "$folder/head.pid"; do
     if [[ -e $file ]] && is_ours "$(<"$file")"; then kill -TERM "$(<"$file")" 2>/dev/null || true; fi
@@ -143,13 +166,21 @@ stop() {
     waited=$((waited + 1))
   done
   for file in "$folder"/*; do
-    if [[ $file != *.log ]]; then rm -rf "$file"; fi
+    if [[ ${file##*/} =~ ^((head|node-[0-9]+)(\.pid)?|secret|env)$ ]]; then rm -rf "$file"; fi
   done
+  # Last, so that a `stop` that was ended itself can be said again.
+  rm -f "$folder/$MARKER"
   echo "Nothing of $folder runs any more; the logs of its nodes are still there." >&2
 }
 
+# What `env` prints is run by a shell, so it comes from a folder that nobody else can have made.
+expect_running() {
+  was_started || die "no cluster was started in $folder"
+  [[ -e $folder/env ]] || die "the cluster in $folder did not start; end it: $0 stop --folder $folder"
+}
+
 status() {
-  [[ -e $folder/env ]] || die "no cluster was started in $folder"
+  expect_running
   local file pid
   for file in "$folder"/*.pid; do
     pid=$(<"$file")
@@ -163,7 +194,7 @@ case $command in
   start) read_options "$@" && start ;;
   stop) read_options "$@" && stop ;;
   status) read_options "$@" && status ;;
-  env) read_options "$@" && { [[ -e $folder/env ]] || die "no cluster was started in $folder"; } && cat "$folder/env" ;;
+  env) read_options "$@" && expect_running && cat "$folder/env" ;;
   help | -h | --help) usage ;;
   *) die "expected start, stop, status, env or help, found '$command'" ;;
 esac

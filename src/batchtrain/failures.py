@@ -92,6 +92,20 @@ class Failure:
         """Whether the rank stopped because it was asked to."""
         return self.own in {InterruptedRunError.__name__, PausedRunError.__name__}
 
+    def to_own_error(self, prefix: str = "") -> BatchtrainError:
+        """The error of one of our classes, as it was raised; its cause holds the traceback.
+
+        Args:
+            prefix: Comes before what it said, and says who said it.
+        """
+        error: BatchtrainError
+        if self.own == SpecError.__name__:
+            error = SpecError([Problem(**problem) for problem in self.problems])
+        else:
+            error = OWN_CLASSES[self.own](f"{prefix}{self.text}")
+        error.__cause__ = RankTracebackError(self.trace)
+        return error
+
     def to_error(self, rank: int, size: int, *, log: str = "") -> BatchtrainError:
         """The error for the caller: of the same class where it is one of ours.
 
@@ -103,12 +117,9 @@ class Failure:
             size: Of how many.
             log: Where the log of the rank is.
         """
-        error: BatchtrainError
-        if self.own == SpecError.__name__:
-            error = SpecError([Problem(**problem) for problem in self.problems])
-        elif self.own:
-            error = OWN_CLASSES[self.own](f"rank {rank}: {self.text}")
-        elif log:
+        if self.own:
+            return self.to_own_error(f"rank {rank}: ")
+        if log:
             error = RankFailedError(
                 f"expected rank {rank} of {size} to go on, found {self.type_name}: {self.text}\n"
                 f"  at {self.frame}\n"

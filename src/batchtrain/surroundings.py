@@ -9,13 +9,13 @@ from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.engines.choice import EngineChoice, choose_engine
 from batchtrain.engines.embedded import EmbeddedEngine
 from batchtrain.engines.engine import Engine
-from batchtrain.engines.session import ClusterResources, RaySession
+from batchtrain.engines.session import ClusterResources, RaySession, holds_no_core
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.spec.run import CANONICAL_GROUPS, ResourcesSpec
 from batchtrain.storage import Storage
 from batchtrain.tables import Source
-from batchtrain.training.launcher import Launcher
+from batchtrain.training.launcher import Launcher, LauncherAround
 
 __all__ = ["ChosenLauncher", "chosen_engine", "ray_session"]
 
@@ -147,7 +147,8 @@ class ChosenLauncher:
         if resources.workers == "auto" and self._engine.name == "embedded":
             placement = place(self._session.resources())
             if placement.workers == 1 and not placement.gpus_per_worker:
-                return OneProcess()
+                here = OneProcess()
+                return _HoldingCores(here, self._session) if holds_no_core() else here
         return RayLauncher(self._session, place)
 
     def _may_be_ray(self, resources: ResourcesSpec) -> bool:
@@ -156,3 +157,24 @@ class ChosenLauncher:
         several = resources.workers != "auto" and resources.workers > 1
         attached = resources.workers == "auto" and self._session.is_attached
         return self._engine.name == "ray" or several or attached
+
+
+class _HoldingCores(LauncherAround):
+    """A launcher for the own process of a job that was given no core, as it might have had ranks.
+
+    What it works with it holds as they would, so that the cluster knows.
+    """
+
+    def __init__(self, inner: Launcher, session: RaySession) -> None:
+        super().__init__(inner)
+        self._session = session
+
+    def __call__(self, task: Any, progress: Progress, stop_requested: Callable[[], bool]) -> Any:
+        """See `Launcher`."""
+        count = task.spec.resources.cpus_per_worker
+
+        def waiting() -> None:
+            progress.note(f"waiting for {count} free core{'' if count == 1 else 's'}")
+
+        with self._session.holding_cores(count, stop_requested, waiting):
+            return self.inner(task, progress, stop_requested)

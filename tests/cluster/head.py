@@ -148,12 +148,15 @@ class Head:
 
 
 @contextmanager
-def starting_head(*, num_cpus: int, second_node: dict[str, str] | None = None) -> Iterator[Head]:
+def starting_head(
+    *, num_cpus: int, second_node: dict[str, str] | None = None, second_cpus: int = 0
+) -> Iterator[Head]:
     """Start a head; at the end it is gone with everything that it started.
 
     Args:
         num_cpus: The cores that it counts.
-        second_node: Whether to add a node without cores, and what its environment has besides.
+        second_node: Whether to add a node, and what its environment has besides.
+        second_cpus: The cores that this node counts.
     """
     # Sockets lie in this folder, and their paths may have about a hundred characters.
     folder = Path(tempfile.mkdtemp(prefix="ray-head-", dir="/tmp"))
@@ -178,7 +181,8 @@ def starting_head(*, num_cpus: int, second_node: dict[str, str] | None = None) -
         assert address is not None, said
         if second_node is not None:
             # Its own folder: nodes of one folder delete each other's working directories.
-            words = ["--address", address[1], "--num-cpus", "0", "--temp-dir", f"{folder}/node"]
+            words = ["--address", address[1], "--num-cpus", str(second_cpus)]
+            words += ["--temp-dir", f"{folder}/node"]
             stack.enter_context(_ray_start(words, {**environ, **second_node}))
         yield Head(f"http://127.0.0.1:{dashboard_port}", address[1], environ, folder / "ray")
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cluster.head import BIN
 
@@ -132,6 +133,41 @@ def test_its_nodes_are_real_and_a_job_runs_on_one_that_is_no_head(
     assert folders == {"head", "node-1", "node-2", "secret"}
 
 
+def test_a_job_may_wait_a_week_for_its_turn(cluster: tuple[Path, dict[str, str]]) -> None:
+    folder, _ = cluster
+    heads = [pid for pid in processes_of(folder) if b"raylet" in _of(pid, "cmdline")]
+    assert heads
+    for pid in heads:
+        assert f"RAY_JOB_START_TIMEOUT_SECONDS={7 * 24 * 3600}".encode() in _of(pid, "environ")
+
+
+def _of(pid: int, name: str) -> bytes:
+    return Path(f"/proc/{pid}/{name}").read_bytes()
+
+
+def test_two_pods_of_a_night_follow_one_job_and_end_with_its_exit_code(
+    cluster: tuple[Path, dict[str, str]],
+) -> None:
+    _, environ = cluster
+    night = yaml.safe_load((ROOT / "cluster/kuberay/base/cronjob.yaml").read_text())["spec"]
+    (container,) = night["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    for _ in range(2):
+        pod = subprocess.run(
+            container["command"],
+            env={**environ, "JOB_UID": "1"},
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        # There is no spec here.
+        assert pod.returncode == 2, pod.stderr
+        assert "/etc/batchtrain/spec/spec.yaml" in pod.stdout
+    jobs = subprocess.run(
+        [BIN / "ray", "job", "list"], env=environ, capture_output=True, text=True, timeout=100
+    )
+    assert jobs.stdout.count("submission_id='batchtrain-nightly-1'") == 1
+
+
 def test_a_second_start_is_refused(cluster: tuple[Path, dict[str, str]]) -> None:
     folder, _ = cluster
     before = processes_of(folder)
@@ -153,7 +189,8 @@ def test_stop_ends_what_start_began_and_nothing_else(cluster: tuple[Path, dict[s
         assert mine.poll() is None
         assert {each.suffix for each in folder.iterdir()} == {".log"}
         again = local_sh("stop", folder=folder)
-        assert again.returncode == 0
+        assert again.returncode == 1
+        assert f"no cluster was started in {folder}" in again.stderr
     finally:
         mine.kill()
         mine.wait()

@@ -25,7 +25,9 @@ pytestmark = [
 
 SPEC = SPECS / "drug200.yaml"
 LIMIT_S = 110
-LONG = ("training.epochs=1000000", "training.compile=false")
+LONG = ("training.epochs=1000000", "training.compile=false", "resources.workers=1")
+ONE = "resources.workers=1"
+"""So that a job waits for its core before it has a process."""
 
 LOSING = """\
 import sys
@@ -111,14 +113,14 @@ def test_j05_after_a_head_that_took_a_job_with_it_the_same_command_is_one_run(
     with starting_head(num_cpus=1) as head:
         if waits:
             submit(head, *LONG, f"storage={tmp_path / 'other'}", words=("--detach",))
-        first = submit(head, *QUICK, f"storage={storage}", words=("--detach", "--json"))
+        first = submit(head, *QUICK, ONE, f"storage={storage}", words=("--detach", "--json"))
         assert first.returncode == 0, first.stderr
         if waits:
             [job] = [job for job in sent(head) if job["metadata"]["storage"] == str(storage)]
             assert job["status"] == "PENDING"
     # Here it was killed, and with it all that it had started and knew.
     with starting_head(num_cpus=1) as head:
-        second = submit(head, *QUICK, f"storage={storage}", words=("--json",))
+        second = submit(head, *QUICK, ONE, f"storage={storage}", words=("--json",))
         assert second.returncode == 0, second.stderr
         assert [job["status"] for job in sent(head)] == ["SUCCEEDED"]
     names = [json.loads(done.stdout)["submission_id"] for done in (first, second)]
@@ -151,3 +153,24 @@ def test_j05_a_submission_whose_reply_is_lost_is_one_job(
     assert again.stdout.startswith("found" if moment == "reply" else "submitted")
     assert len(sent(head)) - before == 1
     assert_one_whole_run(tmp_path / "shared", local)
+
+
+def test_j07_a_job_that_ray_gives_up_is_told_of_and_the_next_attempt_is_the_only_run(
+    tmp_path: Path, local: FinishedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_JOB_START_TIMEOUT_SECONDS", "4")
+    storage, once = tmp_path / "shared", (*QUICK, ONE)
+    with starting_head(num_cpus=1) as head:
+        other = submit(head, *LONG, f"storage={tmp_path / 'other'}", words=("--detach", "--json"))
+        first = submit(head, *once, f"storage={storage}", words=("--json",))
+        name = json.loads(other.stdout.splitlines()[-1])["submission_id"]
+        stop = ["stop", name, "--address", head.dashboard]
+        subprocess.run([BIN / "batchtrain", *stop], env=head.environ, check=True, timeout=LIMIT_S)
+        second = submit(head, *once, f"storage={storage}", words=("--json",))
+
+    assert first.returncode == 1
+    assert "RAY_JOB_START_TIMEOUT_SECONDS" in first.stdout + first.stderr
+    assert second.returncode == 0, second.stderr
+    names = [json.loads(done.stdout.splitlines()[-1])["submission_id"] for done in (first, second)]
+    assert names[1] == f"{names[0]}-2"
+    assert_one_whole_run(storage, local)

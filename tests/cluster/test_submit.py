@@ -21,6 +21,8 @@ pytestmark = [pytest.mark.cluster, pytest.mark.ray]
 SPEC = SPECS / "drug200.yaml"
 LIMIT_S = 110
 LONG = ("training.epochs=1000000", "training.compile=false")
+ONE = "resources.workers=1"
+"""So that a job waits for its core before it has a process."""
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +122,7 @@ def test_a_job_that_fails_gives_its_exit_code_and_goes_on_under_another_name(
 def test_j09_a_stop_while_it_waits_and_while_it_runs(head: Head, shared: Path) -> None:
     names = []
     for seed in range(3):
-        done = submit(head, f"seed={seed}", *LONG, f"storage={shared}", words=("--detach",))
+        done = submit(head, f"seed={seed}", *LONG, ONE, f"storage={shared}", words=("--detach",))
         names.append(submitted(done))
     while "Epoch [1/1000000]" not in command(head, "logs", names[0]).stdout:
         time.sleep(0.5)
@@ -141,9 +143,30 @@ def test_j09_a_stop_while_it_waits_and_while_it_runs(head: Head, shared: Path) -
     assert Path(found[1], "manifest.json").is_file()
     command(head, "stop", names[1])
     # None of them is joined: each is another attempt, which goes on from its checkpoint.
-    again = submit(head, "seed=0", *LONG, f"storage={shared}", words=("--detach",))
+    again = submit(head, "seed=0", *LONG, ONE, f"storage={shared}", words=("--detach",))
     assert submitted(again) == f"{names[0]}-2"
     assert command(head, "stop", submitted(again)).returncode == 0
+
+
+@pytest.mark.long
+def test_j09_a_stop_while_a_job_with_a_process_waits_for_a_core(head: Head, shared: Path) -> None:
+    """Whether it is to have ranks it knows only when it has prepared."""
+    names = []
+    for seed in (4, 5, 6):
+        done = submit(head, f"seed={seed}", *LONG, f"storage={shared}", words=("--detach",))
+        names.append(submitted(done))
+    waiting = ""
+    while not waiting:
+        time.sleep(0.5)
+        logs = {name: command(head, "logs", name).stdout for name in names}
+        waiting = next((name for name, log in logs.items() if "waiting for 1 free" in log), "")
+    stopped = [command(head, "stop", name) for name in (waiting, *(set(names) - {waiting}))]
+
+    assert [done.returncode for done in stopped] == [0, 0, 0]
+    assert "Epoch" not in command(head, "logs", waiting).stdout
+    for name in names:
+        found = standing(head, name)
+        assert (found["state"], found["exit_code"]) == ("stopped", 130)
 
 
 @pytest.mark.long
@@ -162,9 +185,11 @@ def test_stages_in_jobs_of_their_own_leave_the_same(
         assert f"{stage:<9} started: {name}-{stage}" in done.stdout.splitlines()
         job = standing(head, f"{name}-{stage}")
         assert (job["state"], job["metadata"]["part_of"]) == ("succeeded", name)
-    # Without the jobs, what is published is known all the same.
+    # Each stage looks at its rows again, and finds in seconds that it is done.
     once_more = submit(
         head, *QUICK, f"storage={tmp_path}", words=("--stages", "separate", "--again")
     )
     assert submitted(once_more) == f"{name}-2"
-    assert once_more.stdout.count("published already") == 4
+    for stage in stages:
+        assert f"{stage:<9} started: {name}-{stage}-2" in once_more.stdout.splitlines()
+    assert_reused(finish(SPEC, *QUICK, f"storage={tmp_path}"))

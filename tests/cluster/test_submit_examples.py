@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import yaml
 
 from batchtrain.tables.samples import write_sample
 from tests.cluster.head import BIN, Head, Job, starting_head
@@ -25,9 +26,6 @@ pytestmark = [
 ROOT = SPECS.parents[1]
 SEARCHES = sorted(path.stem for path in SPECS.glob("tune-*.yaml"))
 EXAMPLES = sorted({path.stem for path in SPECS.glob("*.yaml")} - {*SEARCHES})
-COMPARED = ["breast-cancer", "diabetes", "drug200-missing", "popularity"]
-"""Two losses, two kinds of task, missing cells, a threshold that a model must reach."""
-
 FEW_TRIALS = ("--set", "search.trials=8")
 COMPARED_SEARCH = "tune-drug200"
 
@@ -44,8 +42,8 @@ QUICK = "training.epochs=2"
 
 @pytest.fixture(scope="module")
 def head() -> Iterator[Head]:
-    """As many cores as jobs that are followed at once."""
-    with starting_head(num_cpus=AT_ONCE) as started:
+    """Two nodes, with as many cores as jobs that are followed at once."""
+    with starting_head(num_cpus=1, second_node={}, second_cpus=AT_ONCE - 1) as started:
         yield started
 
 
@@ -59,10 +57,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def submitted(head: Head, name: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """`batchtrain submit` of an example, followed to its end."""
+def submitted(head: Head, spec: Path, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """`batchtrain submit` of a spec, followed to its end."""
     return subprocess.run(
-        [BIN / "batchtrain", "submit", SPECS / f"{name}.yaml", *words, "--address", head.dashboard],
+        [BIN / "batchtrain", "submit", spec, *words, "--address", head.dashboard],
         env=head.environ,
         capture_output=True,
         text=True,
@@ -71,11 +69,11 @@ def submitted(head: Head, name: str, *words: str) -> subprocess.CompletedProcess
 
 
 def submit_all(
-    head: Head, names: Sequence[str], *words: str
+    head: Head, names: Sequence[str], *words: str, within: Path = SPECS
 ) -> dict[str, subprocess.CompletedProcess[str]]:
-    """Submit examples, some at once; all of them have to end well, as one job each."""
+    """Submit specs, some at once; all of them have to end well, as one job each."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        runs = pool.map(lambda name: submitted(head, name, *words), names)
+        runs = pool.map(lambda name: submitted(head, within / f"{name}.yaml", words), names)
         done = dict(zip(names, runs, strict=True))
     assert {name: run.stderr for name, run in done.items() if run.returncode} == {}
     warnings = {line for run in done.values() for line in run.stderr.splitlines()}
@@ -94,7 +92,7 @@ def submit_all(
 def test_every_example_is_submitted_as_it_is(head: Head, tmp_path: Path) -> None:
     done = submit_all(head, EXAMPLES, "--set", f"storage={tmp_path / 'there'}")
 
-    for name in COMPARED:
+    for name in EXAMPLES:
         there, here = (
             finish(SPECS / f"{name}.yaml", f"storage={tmp_path / place}")
             for place in ("there", "here")
@@ -118,6 +116,17 @@ def test_as_many_searches_as_cores_are_submitted_at_once(head: Head, tmp_path: P
         list((storage / COMPARED_SEARCH).glob("search-*/table.json")) for storage in (there, here)
     )
     assert table.read_bytes() == expected.read_bytes()
+
+
+def test_as_many_runs_with_ranks_as_cores_are_submitted_at_once(head: Head, tmp_path: Path) -> None:
+    """Were each to hold a core, none would get those of its ranks."""
+    spec = yaml.safe_load((SPECS / "drug200.yaml").read_text())
+    names = [f"run-{number}" for number in range(AT_ONCE)]
+    for name in names:
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({**spec, "name": name}))
+    words = [QUICK, "resources.workers=2", "engine=ray", f"storage={tmp_path / 'there'}"]
+
+    submit_all(head, names, *(word for each in words for word in ("--set", each)), within=tmp_path)
 
 
 def test_every_entry_point_ends_well_as_a_plain_job_of_ray(

@@ -38,6 +38,14 @@ def test_there_is_an_example_of_ray_and_of_kubernetes() -> None:
     assert {"ray", "kuberay"} <= backends
 
 
+def test_no_page_puts_secrets_where_whoever_lists_jobs_reads_them() -> None:
+    pages = [ROOT / "jobs" / "README.md", *PAGES, ROOT / "docs" / "clusters.md"]
+    for page in pages:
+        for sentence in re.split(r"(?<=[.:])\s", page.read_text()):
+            if "env_vars" in sentence:
+                assert sentence.startswith("Not under"), (page, sentence)
+
+
 def test_the_scripts_that_a_newcomer_is_told_to_run_are_there() -> None:
     for page in [*PAGES, ROOT / "docker" / "README.md"]:
         text = page.read_text()

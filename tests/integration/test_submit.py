@@ -75,6 +75,7 @@ def test_stopping_a_coordinator_stops_its_stage_and_it_goes_on_from_there(
     assert again == f"{name}-2"
     while "train     started" not in (said := batchtrain("logs", again, *where).stdout):
         time.sleep(0.2)
-    assert f"published already, by {name}-prepare" in said
+    assert f"started: {name}-prepare-2" in said
+    assert "prepare   reused" in said
     assert f"started: {name}-train-2" in said
     assert batchtrain("stop", again, *where).exit_code == 0

@@ -1,4 +1,4 @@
-"""`docker/` and `cluster/`: files that no test can run, held to schemas, rules and each other."""
+"""`cluster/` and Compose: files that no test can run, held to schemas, rules and each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import tomllib
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,8 @@ import pytest
 import yaml
 
 from batchtrain.spec.load import parse_spec
-from batchtrain.submission.kuberay_manifest import RAY_VERSION
+from batchtrain.submission.kuberay_manifest import JOB_START_TIMEOUT_S, RAY_VERSION
+from batchtrain.submission.request import check_id
 from batchtrain.version import __version__
 from tests.support.golden import GOLDEN, check_golden
 from tests.support.schemas import SCHEMAS, compact_crd, faults, kuberay_faults, strict
@@ -30,6 +30,14 @@ VIRTUAL_MACHINES = sorted((ROOT / "cluster" / "vm").glob("*.yaml"))
 MANIFESTS = sorted(KUBERAY.rglob("*.yaml"))
 DOCKERFILE = (ROOT / "docker" / "Dockerfile").read_text()
 COMPOSE = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())
+PLACES = [
+    ROOT / "docker" / "compose.yaml",
+    ROOT / "cluster" / "local.sh",
+    KUBERAY / "base" / "raycluster.yaml",
+    KUBERAY / "base" / "rayjob.yaml",
+    ROOT / "docs" / "submission.md",
+]
+RAY = Path(str(find_spec("ray").origin)).parent / "autoscaler"  # type: ignore[union-attr]
 
 
 def read(path: Path) -> Any:
@@ -53,11 +61,8 @@ def of_kind(overlay: str, kind: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("path", VIRTUAL_MACHINES, ids=lambda path: path.name)
 def test_ray_up_takes_the_file(path: Path) -> None:
-    spec = find_spec("ray")
-    assert spec is not None
-    assert spec.origin is not None
-    schema = Path(spec.origin).parent / "autoscaler" / "ray-schema.json"
-    assert faults(json.loads(schema.read_text()), read(path)) == []
+    schema = json.loads((RAY / "ray-schema.json").read_text())
+    assert faults(schema, read(path)) == []
 
 
 def test_compose_takes_the_file() -> None:
@@ -216,6 +221,41 @@ def test_the_night_does_not_overlap_and_has_the_token_from_the_clusters_secret()
     assert environ["RAY_API_SERVER_ADDRESS"]["value"] == address
 
 
+@pytest.mark.parametrize("submitted", [0, 1], ids=["first pod", "a pod after it"])
+def test_all_pods_of_a_night_follow_one_job_and_end_as_it_does(
+    submitted: int, tmp_path: Path
+) -> None:
+    job = of_kind("cpu", "CronJob")["spec"]["jobTemplate"]["spec"]
+    (container,) = job["template"]["spec"]["containers"]
+    source = container["env"][0]
+    uid = "metadata.labels['batch.kubernetes.io/controller-uid']"
+    assert source == {"name": "JOB_UID", "valueFrom": {"fieldRef": {"fieldPath": uid}}}
+    # Nothing but the end of its job ends the last pod of a night.
+    assert "activeDeadlineSeconds" not in job
+    assert job["podFailurePolicy"]["rules"][0]["action"] == "Ignore"
+    for name, code in (("ray", submitted), ("batchtrain", 3)):
+        (tmp_path / name).write_text(
+            f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\nexit {code}'
+        )
+        (tmp_path / name).chmod(0o755)
+
+    def pod(**environ: str) -> int:
+        path = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+        return subprocess.run(
+            container["command"], env={**path, **environ}, stderr=subprocess.DEVNULL
+        ).returncode
+
+    assert pod() != 0
+    assert not (tmp_path / "calls").exists()
+    assert pod(JOB_UID="3f-7") == 3
+    night, run = "batchtrain-nightly-3f-7", "batchtrain run /etc/batchtrain/spec/spec.yaml"
+    assert (tmp_path / "calls").read_text().splitlines() == [
+        f"ray job submit --no-wait --submission-id {night} --entrypoint-num-cpus 1 -- {run}",
+        f"batchtrain logs {night} --follow",
+    ]
+    assert check_id("batchtrain-nightly-0b5f3c1e-5d55-4f1e-9a52-3c3b3f0f7a11")
+
+
 def test_the_spec_in_the_config_map_is_a_good_one() -> None:
     text = of_kind("cpu", "ConfigMap")["data"]["spec.yaml"]
     spec = parse_spec(text, "spec.yaml").spec
@@ -226,6 +266,47 @@ def test_the_spec_in_the_config_map_is_a_good_one() -> None:
         if mount["name"] == "runs"
     }
     assert spec.storage == mount
+
+
+# ----------------------------------------------------------------------------------------------
+# Machines
+
+
+def test_a_job_waits_for_its_turn_equally_long_everywhere() -> None:
+    found = {
+        path: set(re.findall(r"START_TIMEOUT_SECONDS\W+(?:value: )?\W*(\d+)", path.read_text()))
+        for path in [*VIRTUAL_MACHINES, *PLACES, GOLDEN / "kuberay-full.yaml"]
+    }
+    assert set(map(frozenset, found.values())) == {frozenset([str(JOB_START_TIMEOUT_S)])}, found
+    for overlay in OVERLAYS:
+        nodes = [each["containers"][0] for each in pod_specs(overlay) if "volumes" in each]
+        assert len(nodes) == 4
+        for container in nodes:
+            environ = {each["name"]: each["value"] for each in container["env"]}
+            assert environ["RAY_JOB_START_TIMEOUT_SECONDS"] == str(JOB_START_TIMEOUT_S)
+
+
+def test_machines_of_aws_have_a_disk_for_rays_image_and_rights_that_are_written_down() -> None:
+    types = read(ROOT / "cluster" / "vm" / "aws.yaml")["available_node_types"]
+    default = read(RAY / "aws" / "defaults.yaml")["available_node_types"]["ray.head.default"]
+    for kind in types.values():
+        size, least = (
+            each["node_config"]["BlockDeviceMappings"][0]["Ebs"]["VolumeSize"]
+            for each in (kind, default)
+        )
+        assert size >= least
+
+    head, worker = (
+        types[name]["node_config"]["IamInstanceProfile"]["Name"] for name in ("head", "worker")
+    )
+    text = (ROOT / "cluster" / "README.md").read_text()
+    (policy,) = map(json.loads, re.findall(r"^```json\n(.*?)^```$", text, re.M | re.S))
+    machines, role = policy["Statement"]
+    assert {"ec2:RunInstances", "ec2:CreateTags", "ec2:TerminateInstances"} < set(
+        machines["Action"]
+    )
+    assert (role["Action"], role["Resource"].rpartition(":role/")[2]) == ("iam:PassRole", worker)
+    assert f"`{head}`" in text
 
 
 # ----------------------------------------------------------------------------------------------
@@ -283,62 +364,6 @@ def test_every_image_of_ours_has_the_version_of_the_package() -> None:
 
 
 # ----------------------------------------------------------------------------------------------
-# The image and Compose
-
-
-def test_the_last_stages_are_small_not_root_and_watched() -> None:
-    stages = re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE)[1:]
-    named = {re.match(r"\S+ AS (\S+)", stage)[1]: stage for stage in stages}  # type: ignore[index]
-    for name in ("cpu", "gpu"):
-        assert re.search(r"^USER \$\{UID\}:\$\{GID\}$", named[name], re.MULTILINE)
-        assert f"COPY --from=requirements-{name} /usr/local /usr/local" in named[name]
-        assert "--no-index /wheels/*.whl" in named[name]
-        assert "/src" not in named[name]
-    assert 'CMD ["ray", "health-check"]' in named["runtime"]
-    for compiler in ("gcc", "g++", "build-essential"):
-        assert compiler not in DOCKERFILE
-    installs = re.findall(r"pip install .*", DOCKERFILE)
-    assert len(installs) == 5
-    assert all(
-        "--constraint /build/constraints.txt" in each or "--no-deps" in each for each in installs
-    )
-
-
-def test_the_build_sees_only_what_it_copies() -> None:
-    lines = (ROOT / "docker" / "Dockerfile.dockerignore").read_text().splitlines()
-    rules = [line for line in lines if line and not line.startswith("#")]
-    assert rules[0] == "*"
-    allowed = {rule[1:] for rule in rules if rule.startswith("!")}
-    copied = re.findall(r"^COPY (?:--chmod=\d+ )?(?!--from)(.*) \S+$", DOCKERFILE, re.MULTILINE)
-    assert {word for words in copied for word in words.split()} == allowed
-    assert all((ROOT / name).exists() for name in allowed)
-    assert "**/.env*" in rules
-
-
-def test_no_port_of_compose_is_open_to_others_and_no_secret_is_written_down() -> None:
-    ports = [port for each in COMPOSE["services"].values() for port in each.get("ports", ())]
-    assert ports
-    assert all(str(port).startswith("127.0.0.1:") for port in ports)
-    for name, service in COMPOSE["services"].items():
-        values = service.get("environment", {})
-        for key, value in values.items():
-            if re.search(r"TOKEN|SECRET|PASSWORD|KEY|USER", key):
-                assert str(value).startswith("/run/secrets/"), (name, key)
-    files = {each["file"] for each in COMPOSE["secrets"].values()}
-    assert {Path(each).parent.as_posix() for each in files} == {"secrets"}
-    assert "docker/secrets/" in (ROOT / ".gitignore").read_text().splitlines()
-    made = (ROOT / "docker" / "make-secrets.sh").read_text()
-    assert all(Path(each).name in made for each in files)
-
-
-def test_every_image_of_compose_is_pinned() -> None:
-    for service in COMPOSE["services"].values():
-        tag = service["image"].rpartition(":")[2]
-        assert re.search(r"\d", tag)
-        assert tag != "latest"
-
-
-# ----------------------------------------------------------------------------------------------
 # Scripts, and what stands above each file
 
 
@@ -353,24 +378,6 @@ def test_a_script_is_one_that_its_shell_can_read(script: Path) -> None:
     if shellcheck is not None:
         done = subprocess.run([shellcheck, script], capture_output=True, text=True)
         assert done.stdout == ""
-
-
-def test_secrets_come_from_files_into_the_environment_of_the_command_alone(tmp_path: Path) -> None:
-    script = ROOT / "docker" / "with-secrets.sh"
-    (tmp_path / "key").write_text("a $(touch canary) 'b'")
-    show = [sys.executable, "-c", "import os; print(os.environ['AWS_SECRET_ACCESS_KEY'])"]
-    environ = {"PATH": "/usr/bin:/bin", "AWS_SECRET_ACCESS_KEY_FILE": str(tmp_path / "key")}
-
-    done = subprocess.run(
-        [script, *show], env=environ, cwd=tmp_path, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "a $(touch canary) 'b'\n"
-    assert not (tmp_path / "canary").exists()
-
-    environ["AWS_SECRET_ACCESS_KEY_FILE"] = str(tmp_path / "none")
-    done = subprocess.run([script, *show], env=environ, capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "expected a file that I may read in AWS_SECRET_ACCESS_KEY_FILE" in done.stderr
 
 
 @pytest.mark.parametrize(

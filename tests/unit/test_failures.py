@@ -50,6 +50,12 @@ def test_r24_our_own_errors_keep_their_class_and_name_the_rank(kind: type) -> No
     assert "test_failures.py" in str(error.__cause__)
 
 
+def test_an_error_of_ours_that_no_rank_told_says_what_it_said() -> None:
+    error = across(DivergedError("expected a number, found NaN")).to_own_error()
+    assert (type(error), str(error)) == (DivergedError, "expected a number, found NaN")
+    assert "test_failures.py" in str(error.__cause__)
+
+
 def test_r24_a_spec_error_keeps_its_problems() -> None:
     problem = Problem(where="spec.yaml:3:1", key="model.target", message="no.", hint="Yes.")
     error = across(SpecError([problem])).to_error(0, 2)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import pytest
 
 from batchtrain.artifacts.prepared import PreparedData
-from batchtrain.engines.session import ClusterResources, RaySession
+from batchtrain.engines.session import CORES_VARIABLE, JOB_VARIABLE, ClusterResources, RaySession
 from batchtrain.errors import ClusterError
 from batchtrain.pipeline import run_spec
 from batchtrain.preparation.stage import open_input
@@ -36,6 +37,17 @@ class Cluster:
     has: ClusterResources = NO_CLUSTER
     is_attached: bool = False
     asked: int = 0
+    held: int = 0
+
+    @contextmanager
+    def holding_cores(
+        self, count: int, _stop_requested: Callable[[], bool], waiting: Callable[[], None]
+    ) -> Iterator[None]:
+        """See `RaySession.holding_cores`."""
+        waiting()
+        self.held += count
+        yield
+        self.held -= count
 
     def resources(self) -> ClusterResources:
         """See `RaySession.resources`."""
@@ -125,6 +137,40 @@ def test_where_a_training_takes_place(
     assert isinstance(found, OnRay if on_ray else OneProcess)
     assert bool(cluster.asked) is asked
     assert launcher.restarts is on_ray
+
+
+@pytest.mark.parametrize(
+    ("is_job", "held", "holds"),
+    [(True, "0", True), (True, "1", False), (True, None, False), (False, "0", False)],
+)
+def test_a_job_without_a_core_holds_one_while_it_trains_by_itself(
+    tmp_path: Path,
+    prepared: PreparedData,
+    monkeypatch: pytest.MonkeyPatch,
+    is_job: bool,
+    held: str | None,
+    holds: bool,
+) -> None:
+    for name, value in ((JOB_VARIABLE, "{}" if is_job else None), (CORES_VARIABLE, held)):
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    cluster, progress, seen = Cluster(CPUS, is_attached=True), Told(), []
+
+    def train(_self: Any, _task: Any, _progress: Any, _stop_requested: Any) -> str:
+        seen.append(cluster.held)
+        return "state"
+
+    monkeypatch.setattr(OneProcess, "__call__", train)
+    loaded = spec_for(tmp_path, mixed_table(90), resources={"cpus_per_worker": 2})
+    launcher = launcher_for(loaded, prepared, cluster, engine="embedded", progress=progress)
+    task: Any = SimpleNamespace(spec=loaded.spec)
+
+    assert launcher(task, progress, lambda: False) == "state"
+    assert seen == [2 if holds else 0]
+    assert cluster.held == 0
+    assert ("waiting for 2 free cores" in progress.notes) is holds
 
 
 def test_engine_embedded_keeps_the_training_here_whatever_there_is(

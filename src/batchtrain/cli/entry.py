@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -125,6 +126,7 @@ class _Job:
         self._id = submission_id
         self._loaded = loaded
         self._storage = storage
+        self._started = time.time()
 
     def run(self) -> None:
         """Do what was asked for; how it ended is published in any case."""
@@ -225,7 +227,7 @@ class _Job:
         places: Mapping[str, str | None] | None = None,
     ) -> JobResult:
         kept = {name: place for name, place in (places or {}).items() if place is not None}
-        return JobResult(self._id, self._sha256, exit_code, error, made or {}, kept)
+        return JobResult(self._id, self._sha256, exit_code, error, made or {}, kept, self._started)
 
     def _publish(self, result: JobResult) -> None:
         """Say how it ended; where the storage refuses that, the exit code alone says it."""

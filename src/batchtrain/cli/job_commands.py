@@ -76,6 +76,10 @@ def submit(
     again: Annotated[
         bool, typer.Option("--again", help="Start another job although this one is done.")
     ] = False,
+    no_probe: Annotated[
+        bool,
+        typer.Option("--no-probe", help="Do not try the storage on the nodes before the job."),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be sent, and send nothing.")
     ] = False,
@@ -102,6 +106,7 @@ def submit(
             ),
             include=include or [],
             again=again,
+            no_probe=no_probe,
             dry_run=dry_run,
             detach=detach,
             as_json=as_json,

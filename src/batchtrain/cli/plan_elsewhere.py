@@ -15,7 +15,7 @@ from batchtrain.reporting.wording import duration
 from batchtrain.spec.load import LoadedSpec, with_replaced
 from batchtrain.spec.run import ResourcesSpec
 from batchtrain.storage import FolderStorage, Storage, is_address, open_storage
-from batchtrain.submission.fitting import amount_of, entries_of, trains_in_job
+from batchtrain.submission.fitting import amount_of, held_by_job, trains_in_job
 from batchtrain.submission.preflight import check_request
 from batchtrain.submission.profile import Profile
 from batchtrain.submission.profiles import with_profile
@@ -53,7 +53,7 @@ def planned_elsewhere(
         document["notes"].append(UNSEEN.format(storage=loaded.spec.storage))
     findings = check_request(loaded, profile, environ=environ)
     time = _time(document, asked)
-    entry = entries_of(profile)["entrypoint_cpus"]
+    entry = held_by_job(profile, "tune" if loaded.spec.search else "run", loaded.spec)
     document["elsewhere"] = {
         "profile": profile.name,
         "backend": profile.backend,
@@ -61,7 +61,7 @@ def planned_elsewhere(
         "image": profile.image,
         "storage": loaded.spec.storage,
         "asks": {
-            "entrypoint": {"cpus": entry.cpus, "gpus": entry.gpus},
+            "entrypoint": asdict(entry),
             "workers": "in the job" if trains_in_job(loaded.spec) else asked.workers,
             "cpus_per_worker": asked.cpus_per_worker,
             "gpus_per_worker": asked.gpus_per_worker,
@@ -79,7 +79,7 @@ def elsewhere_lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     where = f"{found['backend']}{f' at {at}' if at else ''}, storage {found['storage']}"
     yield "profile", f"{found['profile']}: {where}"
     asks = found["asks"]
-    own = amount_of(asks["entrypoint"]["cpus"], asks["entrypoint"]["gpus"])
+    own = amount_of(**asks["entrypoint"])
     yield "asks for", f"{own} for the job itself"
     yield "asks for", _asked_workers(asks)
     time, cost = found["time"], found["cost"]

@@ -7,92 +7,39 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import typer
 import yaml
 
+from batchtrain.cli.cluster import Cluster
 from batchtrain.cli.outcome import plain, print_json
 from batchtrain.errors import ClusterError, InterruptedRunError
 from batchtrain.spec.load import LoadedSpec, load_spec
 from batchtrain.submission.building import (
+    MASK,
     SubmitOptions,
     build_request,
     choose_id,
     printable_request,
     with_id,
-    without_idle_core,
+    without_forwarded,
 )
 from batchtrain.submission.checking import all_findings
-from batchtrain.submission.findings import refuse_errors
+from batchtrain.submission.findings import Finding, refuse_errors
 from batchtrain.submission.following import NewLines, follow
 from batchtrain.submission.probe_job import ask_probe
-from batchtrain.submission.profile import BackendName, Profile
-from batchtrain.submission.profiles import find_profile, with_profile
+from batchtrain.submission.profile import Profile
+from batchtrain.submission.profiles import with_profile
 from batchtrain.submission.request import Backend, JobRequest, JobStatus, check_id
-from batchtrain.submission.results import read_result, settled, storage_of
+from batchtrain.submission.results import result_of, settled, storage_of
 from batchtrain.submission.shipping import Shipment, ship, stage_files
 
 __all__ = ["Cluster", "show_jobs", "show_log", "show_status", "stop_job", "submit_spec"]
 
 INTERRUPTED = 130
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where jobs go.
-
-    Attributes:
-        profile: What is known of it.
-        backend: What takes the jobs.
-        address: The dashboard, or for `local` the folder of the storage; None where unsaid.
-        words: The options that lead there again, for advice.
-    """
-
-    profile: Profile
-    backend: BackendName
-    address: str | None
-    words: str = ""
-
-    @classmethod
-    def of(
-        cls,
-        address: str | None,
-        name: str | None,
-        file: Path | None,
-        backend: BackendName | None,
-        *,
-        folder: Path | None = None,
-    ) -> Cluster:
-        """From the options of a command; what is given there goes before the profile."""
-        profile = Profile()
-        if name is not None or file is not None:
-            profile = find_profile(name, file, folder or Path.cwd())
-        chosen = backend or profile.backend
-        given = {"--profile": name, "--profiles": file, "--backend": backend, "--address": address}
-        words = "".join(f" {option} {value}" for option, value in given.items() if value)
-        where = address or profile.address
-        if chosen == "local":
-            where = where or profile.storage
-        return cls(profile, chosen, where, words)
-
-    def connect(self, storage: str | None = None) -> Backend:
-        """What takes the jobs, ready to be asked.
-
-        Args:
-            storage: That of the run, where `local` keeps its jobs if nobody says otherwise.
-        """
-        if self.backend == "local":
-            from batchtrain.submission.local_jobs import LocalJobs
-
-            return LocalJobs(Path(storage or self.address or "runs").expanduser().resolve())
-        if self.backend == "kuberay":
-            return _kuberay(self.profile)
-        from batchtrain.submission.ray_jobs import RayJobs
-
-        return RayJobs(self.address)
 
 
 def submit_spec(
@@ -103,6 +50,7 @@ def submit_spec(
     *,
     include: Sequence[Path] = (),
     again: bool = False,
+    no_probe: bool = False,
     dry_run: bool = False,
     detach: bool = False,
     as_json: bool = False,
@@ -110,8 +58,6 @@ def submit_spec(
     """Build the request, check it, send it, and follow the job; ends with the job's exit code."""
     storage = [f"storage={cluster.address}"] if _is_storage(cluster) else []
     loaded = with_profile(load_spec(spec, [*storage, *overrides]), cluster.profile)
-    profile = without_idle_core(cluster.profile, options.command, loaded.spec)
-    cluster = replace(cluster, profile=profile)
     shipment = ship(
         loaded,
         allow_code=options.allow_code,
@@ -125,16 +71,17 @@ def submit_spec(
         return
     for note in shipment.notes:
         print(plain(f"note: {note}"), file=sys.stderr)
-    backend = cluster.connect(shipment.loaded.spec.storage)
+    cluster = cluster.at(shipment.loaded.spec.storage)
+    backend = _connected(cluster, "submitting to", as_json=as_json)
     choice = choose_id(request.submission_id, backend.jobs(), again=again)
     request = with_id(request, choice.submission_id)
     if choice.known is None:
-        check(request, loaded, cluster, options, backend)
+        check(request, loaded, cluster, options, backend, no_probe=no_probe)
     job, is_new = _sent(request, choice.known, backend)
     say = _sayer(as_json=as_json)
     say(f"{'submitted' if is_new else 'found'} {job.submission_id}" + _standing(job, is_new=is_new))
     if detach:
-        _show_ways(say, cluster, job, shipment.loaded.spec.storage)
+        _show_ways(say, cluster, job)
         if as_json:
             print_json(_document(job))
         return
@@ -147,20 +94,34 @@ def check(
     cluster: Cluster,
     options: SubmitOptions,
     backend: Backend,
+    *,
+    no_probe: bool = False,
 ) -> None:
     """Hold a request against the cluster before it is sent; warnings are printed.
+
+    Args:
+        request: What is to be sent.
+        loaded: The spec, with what the profile has put in.
+        cluster: Where.
+        options: What is to be done there.
+        backend: What takes it.
+        no_probe: Whether no job tries the storage before.
 
     Raises:
         SpecError: If a key of spec or profile keeps the job from running.
         ClusterError: If it is the cluster.
     """
-    there = {"backend": cluster.backend, "address": cluster.address}
+
+    def probe() -> list[Finding]:
+        return ask_probe(request, backend, lambda small: _sent(small, None, backend))
+
     findings = all_findings(
         loaded,
-        cluster.profile.model_copy(update=there),
+        cluster.profile,
         environ=os.environ,
+        command=options.command,
         separate=options.stages == "separate",
-        probe=lambda: ask_probe(request, backend, lambda probe: _sent(probe, None, backend)),
+        probe=None if no_probe else probe,
     )
     for found in findings:
         if found.severity == "warning":
@@ -170,7 +131,7 @@ def check(
 
 def show_jobs(cluster: Cluster, *, as_json: bool = False) -> None:
     """Print the jobs of a cluster, the newest first."""
-    jobs = cluster.connect().jobs()
+    jobs = _connected(cluster, "asking", as_json=as_json).jobs()
     if as_json:
         print_json({"jobs": [_document(job) for job in jobs]})
         return
@@ -185,7 +146,8 @@ def show_jobs(cluster: Cluster, *, as_json: bool = False) -> None:
 
 def show_status(cluster: Cluster, submission_id: str, *, as_json: bool = False) -> None:
     """Print where a job stands, and what it has made."""
-    job, places = _looked_up(cluster.connect().status(check_id(submission_id)))
+    backend = _connected(cluster, "asking", as_json=as_json)
+    job, places = _looked_up(backend.status(check_id(submission_id)))
     if as_json:
         print_json({**_document(job), "places": places})
         return
@@ -198,7 +160,7 @@ def show_log(
     cluster: Cluster, submission_id: str, *, to_the_end: bool = False, as_json: bool = False
 ) -> None:
     """Print what a job has written; to its end it ends with the job's exit code."""
-    backend = cluster.connect()
+    backend = _connected(cluster, "asking", as_json=as_json)
     job = backend.status(check_id(submission_id))
     if to_the_end:
         _follow(backend, cluster, job, _sayer(as_json=as_json), as_json=as_json)
@@ -211,7 +173,8 @@ def show_log(
 
 def stop_job(cluster: Cluster, submission_id: str, *, as_json: bool = False) -> None:
     """End a job, and print how it stands then."""
-    job, _ = _looked_up(cluster.connect().stop(check_id(submission_id)))
+    backend = _connected(cluster, "asking", as_json=as_json)
+    job, _ = _looked_up(backend.stop(check_id(submission_id)))
     if as_json:
         print_json(_document(job))
     else:
@@ -221,6 +184,13 @@ def stop_job(cluster: Cluster, submission_id: str, *, as_json: bool = False) -> 
             f"expected {submission_id} to end, found it {job.state} still. Look again in a while: "
             f"batchtrain status {submission_id}{cluster.words}"
         )
+
+
+def _connected(cluster: Cluster, doing: str, *, as_json: bool) -> Backend:
+    """What takes the jobs; where a profile leads is said before anything goes there."""
+    if cluster.place and not as_json:
+        print(plain(f"{doing} {cluster.place}"), file=sys.stderr)
+    return cluster.connect()
 
 
 def _sent(request: JobRequest, known: JobStatus | None, backend: Backend) -> tuple[JobStatus, bool]:
@@ -266,7 +236,7 @@ def _looked_up(job: JobStatus) -> tuple[JobStatus, dict[str, str]]:
     """A job as it says itself that it ended, and where its results are."""
     if not job.is_over or (storage := storage_of(job)) is None:
         return settled(job, None), {}
-    result = read_result(storage, job.submission_id)
+    result = result_of(storage, job)
     return settled(job, result), {} if result is None else dict(result.places)
 
 
@@ -300,12 +270,9 @@ def _sayer(*, as_json: bool) -> Callable[[str], None]:
     return say
 
 
-def _show_ways(say: Callable[[str], None], cluster: Cluster, job: JobStatus, storage: str) -> None:
-    words = cluster.words
-    if cluster.backend == "local" and "--address" not in words and "--profile" not in words:
-        words += f" --address {storage}"
+def _show_ways(say: Callable[[str], None], cluster: Cluster, job: JobStatus) -> None:
     for command in ("logs -f", "status", "stop"):
-        say(f"  batchtrain {command} {job.submission_id}{words}")
+        say(f"  batchtrain {command} {job.submission_id}{cluster.words}")
 
 
 def _show_request(
@@ -313,7 +280,10 @@ def _show_request(
 ) -> None:
     if cluster.backend == "kuberay" and not as_json:
         # This is what is sent: the rest follows from it.
-        print(_manifest_text(request, cluster.profile), end="")
+        shown = without_forwarded(request)
+        if shown != request:
+            print(f"note: {MASK!r} stands for each value that is forwarded", file=sys.stderr)
+        print(_manifest_text(shown, cluster.profile), end="")
         return
     document = {
         "backend": cluster.backend,
@@ -340,9 +310,3 @@ def _manifest_text(request: JobRequest, profile: Profile) -> str:
 def _is_storage(cluster: Cluster) -> bool:
     """Whether the address is that of the storage, as it is for `local`."""
     return cluster.backend == "local" and cluster.address is not None
-
-
-def _kuberay(profile: Profile) -> Backend:
-    from batchtrain.submission.kuberay import KubeRayBackend
-
-    return KubeRayBackend(profile)

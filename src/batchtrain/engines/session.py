@@ -7,19 +7,33 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 from batchtrain.errors import ClusterError, InterruptedRunError
 
-__all__ = ["ClusterResources", "RaySession", "hush_ray_data", "inside_ray_job"]
+__all__ = [
+    "CORES_VARIABLE",
+    "ClusterResources",
+    "RaySession",
+    "holds_no_core",
+    "hush_ray_data",
+    "inside_ray_job",
+]
 
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's job supervisor sets it for the entry point of a submitted job, and nobody else does."""
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
+
+CORES_VARIABLE = "BATCHTRAIN_JOB_CPUS"
+"""The cores that a submitted job holds by itself, for its own process to know."""
+
+CORE_WAIT_S = 1.0
+"""So often somebody who waits for a core looks whether to stop."""
 
 SETTINGS = {
     # A run ends up to two of these intervals after its last step, and a lost worker is noticed
@@ -69,6 +83,11 @@ class ClusterResources:
 def inside_ray_job() -> bool:
     """Whether this process is the entry point of a job that was submitted to a cluster."""
     return JOB_VARIABLE in os.environ
+
+
+def holds_no_core() -> bool:
+    """Whether this process is a submitted job that was given no core for its own work."""
+    return inside_ray_job() and os.environ.get(CORES_VARIABLE) == "0"
 
 
 class RaySession:
@@ -179,6 +198,37 @@ class RaySession:
             nodes=len(of_nodes),
             most_cpus=max(of_nodes, default=0.0),
         )
+
+    @contextmanager
+    def holding_cores(
+        self, count: int, stop_requested: Callable[[], bool], waiting: Callable[[], None]
+    ) -> Iterator[None]:
+        """Hold cores of one node for the work of this process; waits until there are some.
+
+        Args:
+            count: How many.
+            stop_requested: Whether to wait no more.
+            waiting: Called once, where there are none at the moment.
+
+        Raises:
+            InterruptedRunError: If a stop was requested while it waited.
+        """
+        self.connect()
+        from ray.util import placement_group, remove_placement_group
+
+        group, has_told = placement_group([{"CPU": count}]), False
+        try:
+            while not group.wait(CORE_WAIT_S):
+                if not has_told:
+                    waiting()
+                    has_told = True
+                if stop_requested():
+                    raise InterruptedRunError(
+                        "stopped while it waited for a core. Run the same command again to go on"
+                    )
+            yield
+        finally:
+            remove_placement_group(group)
 
     def close(self) -> None:
         """End what `connect` began; a Ray that was started here ends with it."""

@@ -7,6 +7,16 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from batchtrain.reporting.content import EpochRow, LineData, RegressionData
+from batchtrain.reporting.framing import (
+    BLUE,
+    GREEN,
+    INK,
+    LEGEND_ROW,
+    RED,
+    draw,
+    fill_figure,
+    new_axes,
+)
 from batchtrain.reporting.wording import shortened, tick
 
 if TYPE_CHECKING:  # matplotlib takes half a second, and a model card needs none of it
@@ -24,15 +34,11 @@ MAX_EPOCHS_DRAWN = 1000
 
 LARGEST_DRAWN = 1e100
 
-# Okabe and Ito's palette, with a deeper red: told apart by every common kind of colour vision.
-BLUE, GREEN, RED, INK = "#0072b2", "#009e73", "#cc3311", "#1f2933"
 MONITORED = (BLUE, "#d55e00", GREEN, "#aa4499", "#806000", "#56b4e9")
 
 SIZE = (400.0, 280.0)
 """A plot's width and height: on a phone it is shrunk by a sixth, in a column of a wide page grown
 by a quarter."""
-
-LEGEND_ROW, TICK_LETTER = 19.0, 7.4
 
 
 def learning_curves(history: Sequence[EpochRow], *, best: EpochRow | None = None) -> str:
@@ -49,7 +55,7 @@ def learning_curves(history: Sequence[EpochRow], *, best: EpochRow | None = None
     )
 
     def fill(figure: Figure) -> None:
-        axes = _axes(figure, "Loss by epoch", "Epoch", "Loss")
+        axes = new_axes(figure, "Loss by epoch", "Epoch", "Loss")
         marker = "o" if len(rows) <= 12 else None
         axes.plot(epochs, train, color=BLUE, marker=marker, markersize=4, label="train")
         for label, color, dashes, losses in held_out:
@@ -69,9 +75,9 @@ def learning_curves(history: Sequence[EpochRow], *, best: EpochRow | None = None
             axes.plot([best.epoch], [loss], color=INK, markeredgewidth=1.5, label=kept, **ring)
         _scale_losses(axes, [*train, *(loss for *_, losses in held_out for loss in losses)])
         _epoch_ticks(axes)
-        _finish(figure, axes)
+        fill_figure(figure, axes)
 
-    return _draw("losses", "Learning curves: loss by epoch", SIZE, fill)
+    return draw("losses", "Learning curves: loss by epoch", SIZE, fill)
 
 
 def monitored_curves(history: Sequence[EpochRow], *, best: EpochRow | None = None) -> str:
@@ -83,7 +89,7 @@ def monitored_curves(history: Sequence[EpochRow], *, best: EpochRow | None = Non
     size = (width, height + LEGEND_ROW * (math.ceil(len(tags) / columns) - 1))
 
     def fill(figure: Figure) -> None:
-        axes = _axes(figure, "Monitored by epoch", "Epoch", "Value")
+        axes = new_axes(figure, "Monitored by epoch", "Epoch", "Value")
         for index, tag in enumerate(tags):
             points = [(row.epoch, row.monitored[tag]) for row in rows if tag in row.monitored]
             axes.plot(
@@ -99,9 +105,9 @@ def monitored_curves(history: Sequence[EpochRow], *, best: EpochRow | None = Non
             axes.axvline(best.epoch, color="#9aa5b1", linewidth=1, linestyle=":")
         axes.yaxis.set_major_formatter(lambda value, _: tick(value))
         _epoch_ticks(axes)
-        _finish(figure, axes, columns)
+        fill_figure(figure, axes, columns)
 
-    return _draw("monitored", "Monitored values by epoch", size, fill)
+    return draw("monitored", "Monitored values by epoch", size, fill)
 
 
 def predicted_against_actual(regression: RegressionData) -> str:
@@ -114,73 +120,29 @@ def predicted_against_actual(regression: RegressionData) -> str:
 
     def fill(figure: Figure) -> None:
         split = shortened(regression.split, 12)
-        axes = _axes(figure, f"Predicted against actual, {split} split", "Actual", "Predicted")
+        axes = new_axes(figure, f"Predicted against actual, {split} split", "Actual", "Predicted")
         axes.plot(limits, limits, color=INK, linewidth=1, linestyle="--", label="equal")
         _points(axes, actual, predicted, BLUE, "o", f"{split} rows")
         axes.set(xlim=limits, ylim=limits, aspect="equal")
         _plain_ticks(axes)
-        _finish(figure, axes)
+        fill_figure(figure, axes)
 
-    return _draw("predictions", "Predicted against actual values", (400.0, 400.0), fill)
+    return draw("predictions", "Predicted against actual values", (400.0, 400.0), fill)
 
 
 def regression_line(line: LineData, *, target: str) -> str:
     """A regression on one feature: train rows blue, test rows green, predictions red."""
 
     def fill(figure: Figure) -> None:
-        axes = _axes(figure, "Data and predictions", shortened(line.feature, 24), "")
+        axes = new_axes(figure, "Data and predictions", shortened(line.feature, 24), "")
         axes.set_ylabel(shortened(target, 24))
         _points(axes, line.train_x, line.train_y, BLUE, "o", "train")
         _points(axes, line.test_x, line.test_y, GREEN, "s", "test")
         _points(axes, line.test_x, line.predicted_y, RED, "x", "predictions")
         _plain_ticks(axes)
-        _finish(figure, axes)
+        fill_figure(figure, axes)
 
-    return _draw("line", "Train rows, test rows and predictions", (400.0, 320.0), fill)
-
-
-def _draw(name: str, label: str, size: tuple[float, float], fill: Any) -> str:
-    from batchtrain.reporting.svg import draw
-
-    return draw(name, label, size, fill)
-
-
-def _axes(figure: Figure, title: str, x_label: str, y_label: str) -> Axes:
-    axes = figure.add_axes((0.15, 0.15, 0.8, 0.7))
-    axes.set_title(title)
-    axes.set_xlabel(x_label)
-    axes.set_ylabel(y_label)
-    return axes
-
-
-def _finish(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """Put the legend between title and plot, where it hides no point, and use the whole figure.
-
-    Matplotlib's own layout would take a third of the time of a report.
-    """
-    rows = math.ceil(len(axes.get_legend_handles_labels()[1]) / columns)
-    axes.set_title(axes.get_title("left"), pad=6 + LEGEND_ROW * rows)
-    axes.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1.0),
-        ncols=columns,
-        borderpad=0.2,
-        columnspacing=1.2,
-        handletextpad=0.5,
-        handlelength=1.8,
-    )
-    names = [tick(place) for place in axes.yaxis.get_majorticklocs()]
-    left = 30 + TICK_LETTER * max(map(len, names), default=1)
-    bottom, top, right = 40.0, 24.0 + LEGEND_ROW * rows, 14.0
-    width, height = (72 * side for side in figure.get_size_inches())
-    axes.set_position(
-        (
-            left / width,
-            bottom / height,
-            (width - left - right) / width,
-            (height - bottom - top) / height,
-        )
-    )
+    return draw("line", "Train rows, test rows and predictions", (400.0, 320.0), fill)
 
 
 def _points(

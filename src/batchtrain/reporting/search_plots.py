@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from batchtrain.reporting.framing import BLUE, GREEN, INK, RED, draw, fill_figure, new_axes
 from batchtrain.reporting.search_axes import KeyAxis, ScoreAxis, score_axis
 from batchtrain.reporting.search_content import SearchContent, TrialRow
 from batchtrain.reporting.wording import count, shortened, tick
@@ -16,8 +17,7 @@ if TYPE_CHECKING:  # matplotlib takes half a second
 
 __all__ = ["best_history", "front_plot", "key_scatter", "rung_curves"]
 
-BLUE, GREEN, RED, INK, MUTED = "#0072b2", "#009e73", "#cc3311", "#1f2933", "#9aa5b1"
-LEGEND_ROW, TICK_LETTER = 19.0, 7.4
+MUTED = "#9aa5b1"
 WIDE = (860.0, 300.0)
 SMALL = (300.0, 230.0)
 MOST_CURVES = 200
@@ -39,15 +39,15 @@ def best_history(content: SearchContent, axis: ScoreAxis) -> str:
             best.append(axis.drawn(cost if goal.mode == "min" else -cost))
 
     def fill(figure: Figure) -> None:
-        axes = _axes(figure, "Score of each trial, and the best so far", "Trial", goal.metric)
+        axes = new_axes(figure, "Score of each trial, and the best so far", "Trial", goal.metric)
         _score_scale(axes, axis)
         axes.step(numbers, best, where="post", color=GREEN, linewidth=2, label="best so far")
         _dots(axes, content, axis, content.trials, lambda trial: float(trial.number))
         _ring(axes, content, axis, lambda trial: float(trial.number))
         _whole_ticks(axes)
-        _finish(figure, axes, 6)
+        fill_figure(figure, axes, 6)
 
-    return _draw("history", "Score of each trial, and the best so far", WIDE, fill)
+    return draw("history", "Score of each trial, and the best so far", WIDE, fill)
 
 
 def rung_curves(content: SearchContent, axis: ScoreAxis) -> str:
@@ -57,7 +57,7 @@ def rung_curves(content: SearchContent, axis: ScoreAxis) -> str:
     epochs = sorted({epoch for each in ranked for epoch in each.rungs})
 
     def fill(figure: Figure) -> None:
-        axes = _axes(figure, "Score at each rung", "Epochs", metric)
+        axes = new_axes(figure, "Score at each rung", "Epochs", metric)
         _score_scale(axes, axis)
         told = set()
         for trial in reversed(ranked):
@@ -82,9 +82,9 @@ def rung_curves(content: SearchContent, axis: ScoreAxis) -> str:
         step = math.ceil(len(epochs) / 10)
         axes.set_xticks(epochs[::step], [count(epoch) for epoch in epochs[::step]])
         axes.minorticks_off()
-        _finish(figure, axes, 4)
+        fill_figure(figure, axes, 4)
 
-    return _draw("rungs", "Score of each trial by rung", WIDE, fill)
+    return draw("rungs", "Score of each trial by rung", WIDE, fill)
 
 
 def key_scatter(content: SearchContent, key: KeyAxis, axis: ScoreAxis, number: int) -> str:
@@ -99,7 +99,7 @@ def key_scatter(content: SearchContent, key: KeyAxis, axis: ScoreAxis, number: i
         )
 
     def fill(figure: Figure) -> None:
-        axes = _axes(figure, key.label, "", axis.metric)
+        axes = new_axes(figure, key.label, "", axis.metric)
         _score_scale(axes, axis)
         _dots(axes, content, axis, shown, place, size=4.2)
         if content.best_trial in shown:
@@ -107,9 +107,9 @@ def key_scatter(content: SearchContent, key: KeyAxis, axis: ScoreAxis, number: i
         ticks = _spread([(where, shortened(text, 9)) for where, text in key.ticks])
         axes.set_xlim(-0.06, 1.06)
         axes.set_xticks([where for where, _ in ticks], [text for _, text in ticks])
-        _finish(figure, axes, 0)
+        fill_figure(figure, axes, 0)
 
-    return _draw(f"key-{number}", f"Score by {key.label}", SMALL, fill)
+    return draw(f"key-{number}", f"Score by {key.label}", SMALL, fill)
 
 
 def front_plot(content: SearchContent, other: int) -> str:
@@ -130,7 +130,7 @@ def front_plot(content: SearchContent, other: int) -> str:
         )
 
     def fill(figure: Figure) -> None:
-        axes = _axes(figure, f"{first.metric} and {second.metric}", second.metric, first.metric)
+        axes = new_axes(figure, f"{first.metric} and {second.metric}", second.metric, first.metric)
         _score_scale(axes, y_axis)
         _score_scale(axes, x_axis, of="x")
         others = points([each for each in shown if each.number not in on_front])
@@ -141,9 +141,9 @@ def front_plot(content: SearchContent, other: int) -> str:
         if line:
             axes.plot(*best, color=RED, linewidth=1.2, alpha=0.6, **line)
         axes.plot(*best, color=RED, markersize=6.5, label="Pareto front", **dots)
-        _finish(figure, axes, 3)
+        fill_figure(figure, axes, 3)
 
-    return _draw(
+    return draw(
         f"front-{other}", f"{first.metric} and {second.metric} of each trial", (480, 340), fill
     )
 
@@ -239,47 +239,3 @@ def _whole_ticks(axes: Axes) -> None:
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
     axes.xaxis.set_major_formatter(lambda value, _: tick(value))
-
-
-def _draw(name: str, label: str, size: tuple[float, float], fill: Any) -> str:
-    from batchtrain.reporting.svg import draw
-
-    return draw(name, label, size, fill)
-
-
-def _axes(figure: Figure, title: str, x_label: str, y_label: str) -> Axes:
-    axes = figure.add_axes((0.1, 0.15, 0.85, 0.7))
-    axes.set_title(shortened(title, 60))
-    axes.set_xlabel(shortened(x_label, 30))
-    axes.set_ylabel(shortened(y_label, 24), labelpad=7)
-    return axes
-
-
-def _finish(figure: Figure, axes: Axes, columns: int) -> None:
-    """Use the whole figure; a legend of so many columns, or none, stands above the plot."""
-    labels = len(axes.get_legend_handles_labels()[1]) if columns else 0
-    rows = math.ceil(labels / columns) if columns else 0
-    axes.set_title(axes.get_title("left"), pad=6 + LEGEND_ROW * rows)
-    if rows:
-        axes.legend(
-            loc="lower left",
-            bbox_to_anchor=(0, 1.0),
-            ncols=columns,
-            borderpad=0.2,
-            columnspacing=1.2,
-            handletextpad=0.5,
-            handlelength=1.8,
-        )
-    low, high = sorted(axes.get_ylim())
-    names = [tick(each) for each in axes.yaxis.get_majorticklocs() if low <= each <= high]
-    left = 36 + TICK_LETTER * max(map(len, names), default=1)
-    bottom, top, right = (40.0 if axes.get_xlabel() else 26.0), 24.0 + LEGEND_ROW * rows, 16.0
-    width, height = (72 * side for side in figure.get_size_inches())
-    axes.set_position(
-        (
-            left / width,
-            bottom / height,
-            (width - left - right) / width,
-            (height - bottom - top) / height,
-        )
-    )

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from batchtrain.engines.job_storage import check_job_storage
+from batchtrain.engines.session import CORES_VARIABLE
 from batchtrain.errors import Problem, SpecError
 from batchtrain.spec.base import fingerprint_of
 from batchtrain.spec.load import LoadedSpec
-from batchtrain.spec.run import RunSpec
 from batchtrain.storage import is_address
+from batchtrain.submission.fitting import STAGES, held_by_job, held_by_stage
 from batchtrain.submission.profile import BackendName, Profile
 from batchtrain.submission.request import (
     ID_VARIABLE,
@@ -20,15 +21,16 @@ from batchtrain.submission.request import (
     JobStatus,
     request_file,
 )
-from batchtrain.submission.secrets import is_secret_variable
+from batchtrain.submission.secrets import has_password, is_secret_variable
 from batchtrain.submission.shipping import Shipment
+from batchtrain.submission.submitter_shell import shell_problems
 from batchtrain.version import __version__
 
 __all__ = [
     "COMMANDS",
     "ENTRYPOINT",
     "FORMAT",
-    "STAGES",
+    "MASK",
     "Choice",
     "CommandName",
     "StagesName",
@@ -37,14 +39,15 @@ __all__ = [
     "build_request",
     "choose_id",
     "entrypoint_of",
+    "env_vars",
     "printable_request",
     "with_id",
+    "without_forwarded",
 ]
 
 CommandName = Literal["run", "tune", "prepare", "train", "evaluate", "export"]
 COMMANDS: tuple[CommandName, ...] = ("run", "tune", "prepare", "train", "evaluate", "export")
 StagesName = Literal["together", "separate"]
-STAGES = ("prepare", "train", "evaluate", "export")
 
 FORMAT = 1
 """Of the request file."""
@@ -54,6 +57,15 @@ ENTRYPOINT = "python -m batchtrain.cli.entry "
 
 STOP_WAIT_S = 60
 """After `stop` a run publishes one more checkpoint; Ray would kill it after 3 seconds."""
+
+STOP_WAIT_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+
+OUTPUT_VARIABLE, OUTPUT = "PYTHONIOENCODING", "utf-8:backslashreplace"
+"""Ray gives a log away only when every byte of it is UTF-8. Python would write others where the
+locale is C, such as those of a file's name."""
+
+OURS = frozenset({ID_VARIABLE, CORES_VARIABLE, STOP_WAIT_VARIABLE, OUTPUT_VARIABLE})
+MASK = "(from the environment)"
 
 COORDINATE = "coordinate"
 PROBE = "probe"
@@ -91,23 +103,6 @@ class Choice:
     known: JobStatus | None = None
 
 
-def without_idle_core(profile: Profile, command: CommandName, spec: RunSpec) -> Profile:
-    """A profile by which a search holds no core, unless the profile says how many.
-
-    Its trials hold cores, and it only waits for them: where searches hold all of a cluster's,
-    none of them would ever get one for a trial.
-
-    Args:
-        profile: The cluster.
-        command: What the job does.
-        spec: The spec; with `engine: embedded` the job itself is at work.
-    """
-    is_said = "entrypoint_cpus" in profile.model_fields_set
-    if command != "tune" or is_said or spec.engine == "embedded":
-        return profile
-    return profile.model_copy(update={"entrypoint_cpus": 0.0})
-
-
 def build_request(
     loaded: LoadedSpec,
     shipment: Shipment,
@@ -126,13 +121,13 @@ def build_request(
 
     Raises:
         SpecError: If the results would be deleted with the job, the stages of this command
-            cannot be apart, or a variable may not be forwarded.
+            cannot be apart, a variable may not be forwarded, or a shell would obey a value.
     """
     if options.backend != "local":
         check_job_storage(
             LoadedSpec(shipment.loaded.spec, loaded.path, loaded.places), inside_job=True
         )
-    _check(loaded, profile, options)
+    _check(loaded, profile, options, environ)
     separate = options.stages == "separate"
     arguments: dict[str, Any] = {
         "format": FORMAT,
@@ -146,16 +141,18 @@ def build_request(
     if separate:
         arguments["backend"] = "local" if options.backend == "local" else "ray"
         arguments["forward"] = list(profile.forward)
-        arguments["stages"] = {name: asdict(_stage_resources(name, profile)) for name in STAGES}
-    own = JobResources(cpus=profile.entrypoint_cpus, gpus=profile.entrypoint_gpus)
+        stages = {name: held_by_stage(profile, name, shipment.loaded.spec) for name in STAGES}
+        arguments["stages"] = {name: asdict(each) for name, each in stages.items()}
+    # A coordinator only waits: with a core of its own it could keep its stages from theirs.
+    own = held_by_job(profile, options.command, shipment.loaded.spec)
+    own = JobResources(cpus=0.0) if separate else own
     request = JobRequest(
         submission_id="",
         entrypoint=entrypoint_of(arguments),
         arguments=arguments,
         files=shipment.files,
-        runtime_env={"env_vars": env_vars(profile.forward, environ)},
-        # It only waits: with a core of its own it could keep its stages from theirs.
-        resources=JobResources(cpus=0.0) if separate else own,
+        runtime_env={"env_vars": env_vars(profile.forward, environ, own)},
+        resources=own,
         metadata={
             "batchtrain": __version__,
             "run": shipment.loaded.spec.name,
@@ -173,10 +170,20 @@ def entrypoint_of(arguments: Mapping[str, Any]) -> str:
     return ENTRYPOINT + request_file(arguments)[0]
 
 
-def env_vars(forward: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+def env_vars(
+    forward: Sequence[str], environ: Mapping[str, str], held: JobResources
+) -> dict[str, str]:
     """The variables of a job: those that are forwarded and set, and ours."""
-    forwarded = {name: environ[name] for name in sorted(forward) if name in environ}
-    return {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_S), **forwarded}
+    return {
+        STOP_WAIT_VARIABLE: str(STOP_WAIT_S),
+        CORES_VARIABLE: f"{held.cpus:g}",
+        OUTPUT_VARIABLE: OUTPUT,
+        **_forwarded(forward, environ),
+    }
+
+
+def _forwarded(forward: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:
+    return {name: environ[name] for name in sorted(forward) if name in environ}
 
 
 def with_id(request: JobRequest, submission_id: str) -> JobRequest:
@@ -214,15 +221,11 @@ def choose_id(base: str, jobs: Collection[JobStatus], *, again: bool = False) ->
 
 def printable_request(request: JobRequest) -> dict[str, Any]:
     """All of a request but the values of variables that are forwarded from an environment."""
-    ours = {ID_VARIABLE, "RAY_JOB_STOP_WAIT_TIME_S"}
-    variables = {
-        name: value if name in ours else "(from the environment)"
-        for name, value in request.runtime_env.get("env_vars", {}).items()
-    }
+    request = without_forwarded(request)
     return {
         "submission_id": request.submission_id,
         "entrypoint": request.entrypoint,
-        "runtime_env": {**request.runtime_env, "env_vars": variables},
+        "runtime_env": dict(request.runtime_env),
         "resources": asdict(request.resources),
         "metadata": dict(request.metadata),
         "arguments": dict(request.arguments),
@@ -230,6 +233,15 @@ def printable_request(request: JobRequest) -> dict[str, Any]:
             {"name": file.name, "size": file.size, "sha256": file.sha256} for file in request.files
         ],
     }
+
+
+def without_forwarded(request: JobRequest) -> JobRequest:
+    """The same request, to be shown, with words in place of each value that is forwarded."""
+    variables = {
+        name: value if name in OURS else MASK
+        for name, value in request.runtime_env.get("env_vars", {}).items()
+    }
+    return replace(request, runtime_env={**request.runtime_env, "env_vars": variables})
 
 
 def _fingerprint(request: JobRequest) -> str:
@@ -242,14 +254,9 @@ def _fingerprint(request: JobRequest) -> str:
     )
 
 
-def _stage_resources(name: str, profile: Profile) -> JobResources:
-    found = profile.stages.get(name)  # type: ignore[call-overload]
-    if found is None:
-        return JobResources(cpus=profile.entrypoint_cpus, gpus=profile.entrypoint_gpus)
-    return JobResources(found.cpus, found.gpus, int(found.memory_gib * 2**30))
-
-
-def _check(loaded: LoadedSpec, profile: Profile, options: SubmitOptions) -> None:
+def _check(
+    loaded: LoadedSpec, profile: Profile, options: SubmitOptions, environ: Mapping[str, str]
+) -> None:
     problems = []
     if options.stages == "separate" and options.command != "run":
         problems.append(
@@ -264,16 +271,10 @@ def _check(loaded: LoadedSpec, profile: Profile, options: SubmitOptions) -> None
         problems.append(
             Problem(loaded.where("search"), "search", "expected a section, found none", "See tune")
         )
-    problems += [
-        Problem(
-            "profile",
-            "forward",
-            f"expected names of variables without secrets, found {name}",
-            "Whoever may see a job sees them: give credentials to the nodes themselves",
-        )
-        for name in profile.forward
-        if is_secret_variable(name)
-    ]
+    problems += _forward_problems(profile.forward, environ)
+    if options.backend == "kuberay":
+        problems += shell_problems({"storage": loaded.spec.storage}, loaded.where("storage"))
+        problems += shell_problems(_forwarded(profile.forward, environ), "profile: forward")
     if options.backend == "local" and is_address(loaded.spec.storage):
         problems.append(
             Problem(
@@ -286,3 +287,20 @@ def _check(loaded: LoadedSpec, profile: Profile, options: SubmitOptions) -> None
         )
     if problems:
         raise SpecError(problems)
+
+
+def _forward_problems(forward: Sequence[str], environ: Mapping[str, str]) -> list[Problem]:
+    """Variables that hold a secret, by their names or by their values, which are not repeated."""
+    hint = "Whoever may see a job sees them: give credentials to the nodes themselves"
+    problems = []
+    for name in forward:
+        if is_secret_variable(name):
+            message = f"expected names of variables without secrets, found {name}"
+        elif has_password(environ.get(name, "")):
+            message = (
+                f"expected variables without secrets, found an address with a password in {name}"
+            )
+        else:
+            continue
+        problems.append(Problem("profile", "forward", message, hint))
+    return problems

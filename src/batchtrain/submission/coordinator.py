@@ -1,7 +1,8 @@
 """Each stage of a run as a job of its own, started when the one before is published.
 
 The coordinator is a small job on the cluster itself, so that whoever submitted it may go away. It
-holds no cores, and has nothing that it could lose: started again it goes on where things stand.
+holds no cores, and has nothing that it could lose: started again it joins the stage that runs, and
+stages that are done find in seconds that they are.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from batchtrain.artifacts.report import EVALUATION_REPORT
 from batchtrain.artifacts.trained import TRAINED_MODEL
 from batchtrain.errors import ArtifactError, ClusterError
 from batchtrain.storage import Storage
-from batchtrain.submission.building import STAGES, choose_id, entrypoint_of, env_vars, with_id
+from batchtrain.submission.building import choose_id, entrypoint_of, env_vars, with_id
+from batchtrain.submission.fitting import STAGES
 from batchtrain.submission.following import follow
 from batchtrain.submission.request import Backend, JobRequest, JobResources, JobStatus, ShippedFile
-from batchtrain.submission.results import JobResult, read_result, settled
+from batchtrain.submission.results import JobResult, result_of, settled
 
 __all__ = ["KIND_OF_STAGE", "StageJob", "base_id", "coordinate", "plan_stages"]
 
@@ -86,14 +88,14 @@ def plan_stages(
     kept = {name: value for name, value in arguments.items() if name not in left_out}
     jobs = []
     for stage in STAGES:
-        told = {**kept, "command": stage}
+        told, held = {**kept, "command": stage}, JobResources(**arguments["stages"][stage])
         request = JobRequest(
             submission_id="",
             entrypoint=entrypoint_of(told),
             arguments=told,
             files=files,
-            runtime_env={"env_vars": env_vars(arguments["forward"], environ)},
-            resources=JobResources(**arguments["stages"][stage]),
+            runtime_env={"env_vars": env_vars(arguments["forward"], environ, held)},
+            resources=held,
             metadata={**metadata, "command": stage, "stages": "together", "part_of": base},
         )
         # No dot: Ray would take its log for a part of the coordinator's.
@@ -113,8 +115,9 @@ def coordinate(
 ) -> JobResult:
     """Start one stage after the other, each when the one before has published its artifact.
 
-    A stage whose artifact is there is not started. When this is interrupted, the running stage is
-    stopped too.
+    No stage is left out for what an earlier job has published: rows may have changed since, which
+    only the stage itself looks at. What still holds it reuses. When this is interrupted, the
+    running stage is stopped too.
 
     Args:
         jobs: What `plan_stages` gave.
@@ -125,15 +128,10 @@ def coordinate(
         sleep: Waits for seconds.
 
     Returns:
-        The result of the last stage that there was something to do for; its exit code is the
-        run's.
+        The result of the last stage that was started or joined; its exit code is the run's.
     """
     result: JobResult | None = None
     for job in jobs:
-        result = _published(job, backend, storage)
-        if result is not None:
-            show(f"{job.name:<9} published already, by {result.submission_id}")
-            continue
         result = _run(job, backend, storage, stage_files, show, sleep)
         if result.exit_code != 0:
             return result
@@ -151,7 +149,7 @@ def _run(
     sleep: Callable[[float], None],
 ) -> JobResult:
     """One stage: submit or join its job, follow it, and look at what it has published."""
-    # One that says it is done and has published nothing that is there still is started again.
+    # One that is done was done with the rows of its time; one that runs is joined.
     choice = choose_id(job.base, backend.jobs(), again=True)
     request = with_id(job.request, choice.submission_id)
     name = request.submission_id
@@ -172,13 +170,13 @@ def _outcome(
 ) -> JobResult:
     """How a stage ended: what it has published decides, then its exit code."""
     name = status.submission_id
-    result = read_result(storage, name)
+    result = result_of(storage, status)
     looks = LOOKS if settled(status, None).state == "succeeded" else 1
     for _ in range(looks - 1):
         if result is not None:
             break
         sleep(LOOK_S)
-        result = read_result(storage, name)
+        result = result_of(storage, status)
     if result is None:
         message = f"{job.name}: expected a result of the job {name}, found none: {status.message}"
         raise ClusterError(f"{message or status.state}. Its log says more: batchtrain logs {name}")
@@ -188,22 +186,6 @@ def _outcome(
             "Let no one clean the storage during a run, and submit again"
         )
     return result
-
-
-def _published(job: StageJob, backend: Backend, storage: Storage) -> JobResult | None:
-    """What an earlier job for this stage has published, where it is there still."""
-    attempts = [each.submission_id for each in backend.jobs() if _is_attempt(each, job.base)]
-    # A head that was started anew knows no jobs; the storage does.
-    for name in dict.fromkeys([job.base, *sorted(attempts)]):
-        result = read_result(storage, name)
-        if result is not None and result.exit_code == 0 and _is_there(job.name, result, storage):
-            return result
-    return None
-
-
-def _is_attempt(status: JobStatus, base: str) -> bool:
-    rest = status.submission_id.removeprefix(base)
-    return status.submission_id.startswith(base) and (not rest or rest[1:].isdigit())
 
 
 def _is_there(stage: str, result: JobResult, storage: Storage) -> bool:

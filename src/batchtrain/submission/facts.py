@@ -45,7 +45,7 @@ class NodeFacts:
         name: Its address.
         cpus: The cores that Ray counts there.
         gpus: The GPUs.
-        memory: In bytes, as Ray counts it.
+        memory: In bytes, as Ray counts it; None where unknown.
         free_cpus: The cores that nobody holds now; None where unknown.
         free_gpus: The GPUs that nobody holds now; None where unknown.
     """
@@ -53,7 +53,7 @@ class NodeFacts:
     name: str
     cpus: float
     gpus: float = 0.0
-    memory: float = 0.0
+    memory: float | None = None
     free_cpus: float | None = None
     free_gpus: float | None = None
 
@@ -168,7 +168,7 @@ def _node(entry: Mapping[str, Any], usage: Any) -> NodeFacts:
         name=_text(entry.get("node_ip")) or "a node",
         cpus=cpus,
         gpus=gpus,
-        memory=_number(_at(total, "memory")),
+        memory=_number(_at(total, "memory")) or None,
         free_cpus=_free(cpus, used, "CPU"),
         free_gpus=_free(gpus, used, "GPU"),
     )

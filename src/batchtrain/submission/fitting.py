@@ -9,12 +9,24 @@ from dataclasses import dataclass, replace
 from batchtrain.spec.run import RunSpec
 from batchtrain.submission.facts import ClusterFacts, NodeFacts
 from batchtrain.submission.findings import Finding, Severity
-from batchtrain.submission.profile import Profile
+from batchtrain.submission.profile import Profile, StageName
 from batchtrain.submission.request import JobResources
 
-__all__ = ["amount_of", "entries_of", "resource_findings", "trains_in_job"]
+__all__ = [
+    "STAGES",
+    "amount_of",
+    "entries_of",
+    "held_by_job",
+    "held_by_stage",
+    "resource_findings",
+    "trains_in_job",
+]
 
 GIB = 2**30
+WAITING_GIB = 2.0
+"""A process with torch, Ray and a table of some hundred megabytes."""
+
+STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "export")
 NEVER = "Lower it, or add larger nodes"
 FEWER = "Lower `resources.workers`, or add nodes"
 GROWS = "The cluster may grow: the job waits for nodes, for ever where none is so large"
@@ -34,21 +46,67 @@ class _Worker:
         return amount_of(self.cpus, self.gpus)
 
 
-def entries_of(profile: Profile, *, separate: bool = False) -> dict[str, JobResources]:
-    """What the jobs themselves hold, by the key that says so.
+def held_by_job(profile: Profile, command: str, spec: RunSpec) -> JobResources:
+    """What the process of a job holds; its ranks and trials ask for their own.
+
+    On a cluster that jobs share, one that waits for cores must hold none: where such jobs held all
+    of them, none would ever get another one. It holds memory instead, of which each cluster has
+    only so much, so that not all jobs of a long queue have a process at once.
+
+    Args:
+        profile: Where it runs.
+        command: What it does.
+        spec: What is run.
+    """
+    waits = profile.backend == "ray" and _waits_for_cores(command, spec)
+    cpus, memory = profile.entrypoint_cpus, profile.entrypoint_memory_gib
+    if cpus == "auto":
+        cpus = 0.0 if waits else 1.0
+    if memory == "auto":
+        memory = WAITING_GIB if waits and not cpus else 0.0
+    return JobResources(cpus, profile.entrypoint_gpus, round(memory * GIB))
+
+
+def held_by_stage(profile: Profile, stage: StageName, spec: RunSpec) -> JobResources:
+    """What the job of one stage holds, where each stage is a job of its own.
+
+    Args:
+        profile: Where it runs.
+        stage: Which.
+        spec: What is run.
+    """
+    said = profile.stages.get(stage)
+    if said is None:
+        return held_by_job(profile, stage, spec)
+    return JobResources(said.cpus, said.gpus, round(said.memory_gib * GIB))
+
+
+def _waits_for_cores(command: str, spec: RunSpec) -> bool:
+    """Whether a job starts ranks, trials or tasks that need cores besides its own."""
+    if spec.engine != "auto":
+        return spec.engine == "ray"
+    return command == "tune" or (command in {"run", "train"} and not trains_in_job(spec))
+
+
+def entries_of(
+    profile: Profile, command: str, spec: RunSpec, *, separate: bool = False
+) -> dict[str, JobResources]:
+    """What the jobs themselves hold, by the key of the profile that says so.
 
     Args:
         profile: Where they run.
+        command: What the job does.
+        spec: What is run.
         separate: Whether each stage is a job of its own.
     """
-    own = JobResources(profile.entrypoint_cpus, profile.entrypoint_gpus)
     if not separate:
-        return {"entrypoint_cpus": own}
-    stages = {
-        f"stages.{name}": JobResources(each.cpus, each.gpus, round(each.memory_gib * GIB))
-        for name, each in profile.stages.items()
-    }
-    return {"entrypoint_cpus": own, **stages}
+        return {"entrypoint_cpus": held_by_job(profile, command, spec)}
+    found: dict[str, JobResources] = {}
+    order: tuple[StageName, ...] = ("train", *STAGES)
+    for name in order:
+        key = f"stages.{name}" if name in profile.stages else "entrypoint_cpus"
+        found.setdefault(key, held_by_stage(profile, name, spec))
+    return found
 
 
 def trains_in_job(spec: RunSpec) -> bool:
@@ -98,6 +156,9 @@ def _entry_findings(
 ) -> Iterator[Finding]:
     if not any(_holds(node, entry) for node in nodes):
         wanted = amount_of(entry.cpus, entry.gpus, entry.memory_bytes)
+        without = replace(entry, memory_bytes=0)
+        if key == "entrypoint_cpus" and any(_holds(node, without) for node in nodes):
+            key = "entrypoint_memory_gib"
         yield Finding(
             severity,
             key,
@@ -200,7 +261,8 @@ def _room(nodes: Sequence[NodeFacts], worker: _Worker, entry: JobResources) -> i
 
 
 def _holds(node: NodeFacts, entry: JobResources) -> bool:
-    return node.cpus >= entry.cpus and node.gpus >= entry.gpus and node.memory >= entry.memory_bytes
+    has_memory = node.memory is None or node.memory >= entry.memory_bytes
+    return node.cpus >= entry.cpus and node.gpus >= entry.gpus and has_memory
 
 
 def _free(node: NodeFacts) -> NodeFacts | None:
@@ -214,7 +276,7 @@ def _largest(nodes: Sequence[NodeFacts], *, memory: bool = False) -> str:
         return "no node yet"
     most = amount_of(max(node.cpus for node in nodes), max(node.gpus for node in nodes))
     if memory:
-        most += f" and {max(node.memory for node in nodes) / GIB:.1f} GiB"
+        most += f" and {max(node.memory or 0.0 for node in nodes) / GIB:.1f} GiB"
     return f"at most {most} on one"
 
 
@@ -227,7 +289,7 @@ def _in_all(nodes: Sequence[NodeFacts]) -> str:
 
 def amount_of(cpus: float, gpus: float, memory_bytes: int = 0, *, gpus_too: bool = False) -> str:
     """Say how much of a machine: `2 CPUs and 1 GPU`; GPUs only where there are any, or asked."""
-    parts = [f"{cpus:g} CPU{'' if cpus == 1 else 's'}"]
+    parts = [f"{cpus:g} CPU{'' if cpus == 1 else 's'}"] if cpus or not memory_bytes else []
     if gpus or gpus_too:
         parts.append(f"{gpus:g} GPU{'' if gpus == 1 else 's'}")
     if memory_bytes:

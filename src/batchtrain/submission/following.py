@@ -18,6 +18,13 @@ LONGEST_POLL_S = 2.0
 SILENCE_S = 60.0
 """For how long a backend may not answer, once it has."""
 
+CHARACTERS_PER_S = 1_000_000
+"""Of a log, which a backend gives as a whole each time: it rests a second for each so many."""
+LONGEST_REST_S = 60.0
+REST_OF_FAILURE_S = 20.0
+LAST_LOOKS = 2
+"""How often the log of a job that is over is asked for, where it is not given."""
+
 
 class NewLines:
     """Gives of a growing text what is new, in whole lines without control characters."""
@@ -65,6 +72,8 @@ def follow(
 ) -> JobStatus:
     """Show the log of a job as it grows, until the job is over.
 
+    A log that cannot be had, as when its node is gone, is told once: the job's end is what counts.
+
     Args:
         backend: Where it runs.
         submission_id: Its name.
@@ -74,15 +83,14 @@ def follow(
         clock: Seconds that never go back.
 
     Raises:
-        ClusterError: If the backend does not answer, at first or for a minute.
+        ClusterError: If the backend does not say how the job stands, at first or for a minute.
     """
-    lines, pause, answered = NewLines(), FIRST_POLL_S, None
-    last = None
+    log = _Log(backend, submission_id, show, sleep, clock)
+    pause, answered, last = FIRST_POLL_S, None, None
     while True:
         try:
             # Asked first, so that the log that is read next is whole where the job is over.
             status = backend.status(submission_id)
-            text = backend.log(submission_id)
             answered = clock()
         except ClusterError:
             if answered is None or clock() - answered > SILENCE_S:
@@ -92,10 +100,63 @@ def follow(
         if status.state != last:
             last = status.state
             changed(status)
-        new = list(lines.take(text, is_whole=status.is_over))
-        for line in new:
-            show(line)
         if status.is_over:
+            log.show_rest()
             return status
-        pause = FIRST_POLL_S if new else min(LONGEST_POLL_S, pause * 1.5)
+        pause = FIRST_POLL_S if log.show_new() else min(LONGEST_POLL_S, pause * 1.5)
         sleep(pause)
+
+
+class _Log:
+    """The log of one job: the larger it is, the less often it is asked for."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        submission_id: str,
+        show: Callable[[str], None],
+        sleep: Callable[[float], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._backend = backend
+        self._id = submission_id
+        self._show = show
+        self._sleep = sleep
+        self._clock = clock
+        self._lines = NewLines()
+        self._due: float | None = None
+        self._is_told = False
+
+    def show_new(self) -> bool:
+        """Show what has come, if it is time to look; whether there was something."""
+        if self._due is not None and self._clock() < self._due:
+            return False
+        text = self._text()
+        rest = REST_OF_FAILURE_S if text is None else len(text) / CHARACTERS_PER_S
+        self._due = self._clock() + min(LONGEST_REST_S, rest)
+        return text is not None and self._shown(text, is_whole=False)
+
+    def show_rest(self) -> None:
+        """Show all that has not been shown, of a job that is over."""
+        for look in range(LAST_LOOKS):
+            if look:
+                self._sleep(LONGEST_POLL_S)
+            if (text := self._text()) is not None:
+                self._shown(text, is_whole=True)
+                return
+
+    def _text(self) -> str | None:
+        """All there is by now; None where the backend does not give it."""
+        try:
+            return self._backend.log(self._id)
+        except ClusterError as error:
+            if not self._is_told:
+                self._show(neutral(f"note: the log of {self._id} cannot be read now: {error}"))
+                self._is_told = True
+            return None
+
+    def _shown(self, text: str, *, is_whole: bool) -> bool:
+        new = list(self._lines.take(text, is_whole=is_whole))
+        for line in new:
+            self._show(line)
+        return bool(new)

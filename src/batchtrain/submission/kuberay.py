@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -266,7 +267,10 @@ def _failed(verb: str, stderr: str) -> str:
 
 def _written_instead(manifest: Manifest) -> str:
     path = Path(f"{manifest.name}.yaml")
-    path.write_text(manifest.text, encoding="utf-8")
+    # It has the values of forwarded variables: a new file, that nobody else may read.
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(manifest.text.encode())
     return (
         f"expected kubectl on the PATH, found none. What it would create is in {path}: where there "
         f"is one, `kubectl create -f {path}` starts the job, and doing it twice is safe"

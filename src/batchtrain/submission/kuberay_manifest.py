@@ -23,6 +23,7 @@ import yaml
 from batchtrain.errors import ClusterError, Problem, SpecError
 from batchtrain.submission.profile import KubernetesSettings, Profile
 from batchtrain.submission.request import JobRequest, ShippedFile
+from batchtrain.submission.submitter_shell import shell_problems
 
 __all__ = [
     "ID_ANNOTATION",
@@ -53,8 +54,8 @@ USER_ID = 1000
 
 FILES_FOLDER = "/etc/batchtrain/job"
 ZIP_TIME = (1980, 1, 1, 0, 0, 0)
-JOB_START_TIMEOUT_S = 3600
-"""Ray gives a job up that waits for a core for 15 minutes; a node may take longer to come."""
+JOB_START_TIMEOUT_S = 7 * 24 * 3600
+"""A job may wait a week for its turn before Ray gives it up; if unsaid, 15 minutes."""
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,31 @@ class Manifest:
         return "---\n".join(yaml_text(each) for each in (self.config_map, self.rayjob))
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes besides what Go's reader, but not ours, takes for a number or a boolean."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"[yYnN]$"), list("yYnN"))
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(
+        r"[-+]?(0[bBoOxX][0-9a-fA-F_]+|(\.[0-9_]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?)$"
+    ),
+    list("-+.0123456789"),
+)
+
+
 def yaml_text(document: Mapping[str, Any]) -> str:
     """The same document as the same bytes, and its keys in the order in which they were given."""
     # Through JSON, so that a value that occurs twice is written twice and not as an alias.
-    return yaml.safe_dump(
-        json.loads(json.dumps(document)), sort_keys=False, width=100, allow_unicode=True
+    text: str = yaml.dump(
+        json.loads(json.dumps(document)),
+        Dumper=_Dumper,
+        sort_keys=False,
+        width=100,
+        allow_unicode=True,
     )
+    return text
 
 
 def rayjob_name(submission_id: str) -> str:
@@ -109,13 +129,17 @@ def manifest_of(request: JobRequest, profile: Profile, staged: Path) -> Manifest
         staged: A folder with the files of the request in place.
 
     Raises:
-        SpecError: If the profile lacks what Kubernetes needs.
+        SpecError: If the profile lacks what Kubernetes needs, or a shell would obey a value.
         ClusterError: If the files are more than a ConfigMap holds.
     """
     kubernetes = profile.kubernetes or KubernetesSettings()
     # What `--set` says comes after the profile, and is in the request.
     storage = request.metadata.get("storage") or profile.storage or ""
     _check(profile, kubernetes, storage)
+    problems = shell_problems(request.metadata, "metadata")
+    problems += shell_problems(request.runtime_env.get("env_vars", {}), "env_vars")
+    if problems:
+        raise SpecError(problems)
     name = rayjob_name(request.submission_id)
     config_map = _config_map(name, request, kubernetes, staged)
     rayjob = _rayjob(name, config_map["metadata"]["name"], request, profile, kubernetes, storage)
@@ -245,8 +269,6 @@ def _entrypoint_resources(request: JobRequest) -> dict[str, Any]:
         found["entrypointNumCpus"] = _number(resources.cpus)
     if resources.gpus:
         found["entrypointNumGpus"] = _number(resources.gpus)
-    if resources.memory_bytes:
-        found["entrypointResources"] = json.dumps({"memory": resources.memory_bytes})
     return found
 
 

@@ -87,6 +87,7 @@ def check_request(
     *,
     environ: Mapping[str, str],
     here: Here | None = None,
+    command: str = "run",
     separate: bool = False,
     will_probe: bool = False,
 ) -> list[Finding]:
@@ -97,6 +98,7 @@ def check_request(
         profile: Where it is to run.
         environ: The environment of whoever submits.
         here: The versions here; left out, those of this process.
+        command: What the job does.
         separate: Whether each stage is a job of its own.
         will_probe: Whether the storage is tried on the cluster before the job starts, so that
             nothing need be said of what the trial finds out.
@@ -109,7 +111,7 @@ def check_request(
     ]
     if profile.backend == "kuberay":
         findings += _image_findings(profile, here)
-        entries = entries_of(profile, separate=separate)
+        entries = entries_of(profile, command, loaded.spec, separate=separate)
         findings += resource_findings(loaded.spec, entries, facts_of_kubernetes(profile))
     return findings
 
@@ -162,6 +164,7 @@ def check_cluster(
     facts: ClusterFacts,
     *,
     here: Here | None = None,
+    command: str = "run",
     separate: bool = False,
 ) -> list[Finding]:
     """Hold a job against a cluster that runs.
@@ -171,13 +174,16 @@ def check_cluster(
         profile: Where it is to run.
         facts: Of the cluster.
         here: The versions here; left out, those of this process.
+        command: What the job does.
         separate: Whether each stage is a job of its own.
     """
     here = here or this_machine()
     return [
         *_version_findings("ray", "Ray", facts.ray, here.ray),
         *_version_findings("python", "Python", facts.python, here.python),
-        *resource_findings(loaded.spec, entries_of(profile, separate=separate), facts),
+        *resource_findings(
+            loaded.spec, entries_of(profile, command, loaded.spec, separate=separate), facts
+        ),
     ]
 
 

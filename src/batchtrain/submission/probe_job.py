@@ -10,6 +10,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
 from typing import Any
@@ -29,7 +30,10 @@ __all__ = ["ask_probe", "probe_findings", "probe_line", "probe_nodes", "probe_re
 MARK = "batchtrain_probe"
 VERSION = 1
 LIMIT_S = 90.0
-"""Seconds until the probe must have ended: each node starts a process, which loads torch."""
+"""Seconds in which a probe that runs must end: each node starts a process, which loads torch."""
+
+PENDING_LIMIT_S = 60.0
+"""Seconds in which it must begin: Ray starts a process for it, on a machine that may be busy."""
 
 LIMIT_OF_CALL_S = 4.0
 """Seconds after which a call of the storage is not tried again."""
@@ -140,27 +144,42 @@ def ask_probe(
 ) -> list[Finding]:
     """Run the probe of a request, and say what it found.
 
+    One that does not begin or end in time is a warning: nothing is known to be wrong.
+
     Args:
         request: What is to be run after it.
         backend: Where.
         send: Stages the files of a request and submits it there.
-        limit: Seconds until it must have ended.
+        limit: Seconds in which it must end, once it runs.
         sleep: Waits for seconds.
         clock: Seconds that never go back.
     """
-    probe, until = probe_request(request), clock() + limit
+    probe = probe_request(request)
     name = probe.submission_id
     try:
         send(probe)
+        until, is_pending = clock() + PENDING_LIMIT_S, True
         while not (job := backend.status(name)).is_over:
+            if is_pending and job.state != "pending":
+                until, is_pending = clock() + limit, False
             if clock() > until:
-                backend.stop(name)
-                message = f"expected the probe of the storage to end within {limit:g} s, found it "
-                return [Finding("error", "probe", f"{message}{job.state} still. {LOST}")]
+                with suppress(ClusterError):
+                    backend.stop(name)
+                wanted = "begin" if is_pending else "end"
+                return [_not_tried(wanted, PENDING_LIMIT_S if is_pending else limit, job)]
             sleep(0.5)
         return probe_findings(job, backend.log(name))
     except ClusterError as error:
         return [Finding("error", "probe", _one_line(str(error)))]
+
+
+def _not_tried(wanted: str, limit: float, job: JobStatus) -> Finding:
+    message = (
+        f"the storage was not tried: expected that its probe {job.submission_id} would {wanted} "
+        f"within {limit:g} s, found it {job.state} still. The job is sent all the same; "
+        "`--no-probe` leaves the probe out"
+    )
+    return Finding("warning", "probe", message)
 
 
 def probe_findings(job: JobStatus, log: str) -> list[Finding]:

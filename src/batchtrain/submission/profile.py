@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -13,6 +15,7 @@ from batchtrain.spec.run import ResourcesSpec, storage_address_problem
 
 __all__ = [
     "KubernetesSettings",
+    "Origin",
     "Profile",
     "Profiles",
     "StageName",
@@ -24,7 +27,12 @@ EnvName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")]
 BackendName = Literal["ray", "kuberay", "local"]
 StageName = Literal["prepare", "train", "evaluate", "export"]
 
-OF_BACKENDS = {"address": ("ray", "local"), "image": ("kuberay",), "kubernetes": ("kuberay",)}
+OF_BACKENDS = {
+    "address": ("ray", "local"),
+    "image": ("kuberay",),
+    "kubernetes": ("kuberay",),
+    "entrypoint_memory_gib": ("ray",),
+}
 """Keys that not every backend reads."""
 
 IMAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?")
@@ -93,6 +101,27 @@ class StageResources(SpecModel):
     memory_gib: float = Field(default=0.0, ge=0, le=65536)
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a profile was found.
+
+    Attributes:
+        file: The file, as an absolute path.
+        is_own: Whether the user has named the file, or keeps it among their own; another lay in the
+            current folder or beside the spec, and may have come with them from anybody.
+        others: Files that have a profile of the same name, which was not taken.
+    """
+
+    file: Path
+    is_own: bool = True
+    others: tuple[Path, ...] = ()
+
+    def __str__(self) -> str:
+        """The file, and that there are others."""
+        others = " and ".join(str(path) for path in self.others)
+        return f"{self.file}" + (f", not the one in {others}" if others else "")
+
+
 class Profile(SpecModel):
     """One cluster."""
 
@@ -106,9 +135,13 @@ class Profile(SpecModel):
     """The container image; for `kuberay`."""
     resources: ResourcesSpec | None = None
     """In place of the spec's."""
-    entrypoint_cpus: float = Field(default=1.0, ge=0, le=1024)
-    """Cores that the job itself holds; with 1 or more it waits where the cluster is full. Left
-    out, a search holds none: its trials do."""
+    entrypoint_cpus: Literal["auto"] | Annotated[float, Field(ge=0, le=1024)] = "auto"
+    """Cores that the job itself holds. `auto` is 1 where the job itself trains; on a cluster that
+    jobs share it is 0 where ranks, trials or Ray Data hold the cores, and the job waits for
+    them."""
+    entrypoint_memory_gib: Literal["auto"] | Annotated[float, Field(ge=0, le=65536)] = "auto"
+    """Memory that the job itself holds, by which a cluster bounds how many run at once; for `ray`.
+    `auto` is 2 where it holds no core, else 0."""
     entrypoint_gpus: float = Field(default=0.0, ge=0, le=64)
     stages: dict[StageName, StageResources] = Field(default_factory=dict)
     """What a stage holds instead, with `--stages separate`."""
@@ -123,16 +156,22 @@ class Profile(SpecModel):
     kubernetes: KubernetesSettings | None = None
 
     _name: str = PrivateAttr(default="")
+    _origin: Origin | None = PrivateAttr(default=None)
 
     @property
     def name(self) -> str:
         """What its file calls it; empty where it came from none."""
         return self._name
 
-    def named(self, name: str) -> Profile:
-        """The same, knowing its name."""
+    @property
+    def origin(self) -> Origin | None:
+        """Where it was found; None where it came from no file."""
+        return self._origin
+
+    def named(self, name: str, origin: Origin | None = None) -> Profile:
+        """The same, knowing its name and where it was found."""
         copy = self.model_copy()
-        copy._name = name
+        copy._name, copy._origin = name, origin
         return copy
 
     @field_validator("image")
@@ -159,7 +198,7 @@ class Profile(SpecModel):
             f"`{key}` is read with `backend: {' or '.join(backends)}` only, found "
             f"`backend: {self.backend}`; remove one of the two"
             for key, backends in OF_BACKENDS.items()
-            if getattr(self, key) is not None and self.backend not in backends
+            if getattr(self, key) not in {None, "auto"} and self.backend not in backends
         ]
         if not problems and self.address is not None:
             is_storage = self.backend == "local"

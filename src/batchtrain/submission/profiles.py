@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +22,7 @@ from batchtrain.spec.reading.places import Fault, Places, join_key, problems_of
 from batchtrain.spec.reading.problems import faults_of
 from batchtrain.spec.reading.yaml_reader import read_yaml
 from batchtrain.spec.suggest import did_you_mean
-from batchtrain.submission.profile import Profile, Profiles, StageName
+from batchtrain.submission.profile import Origin, Profile, Profiles, StageName
 from batchtrain.submission.secrets import is_secret_variable
 
 __all__ = ["FILE_NAME", "find_profile", "parse_profiles", "profile_files", "with_profile"]
@@ -52,34 +53,38 @@ def find_profile(name: str | None, file: Path | None, spec_folder: Path) -> Prof
         SpecError: With all that is wrong with a file that was looked in, or if there is no such
             profile.
     """
-    files = [file] if file is not None else profile_files(spec_folder)
-    known: dict[str, Path] = {}
-    for path in files:
-        profiles = parse_profiles(read_text(path, str(path), starter=STARTER), str(path)).profiles
-        if name in profiles:
-            return profiles[name].named(name)
-        if name is None and len(profiles) == 1:
-            return next(profile.named(only) for only, profile in profiles.items())
-        known |= {each: path for each in profiles if each not in known}
-    raise SpecError([_no_such(name, files, known)])
+    files = {file: True} if file is not None else profile_files(spec_folder)
+    known: set[str] = set()
+    for number, (path, is_own) in enumerate(files.items()):
+        profiles = _profiles_in(path)
+        chosen = min(profiles) if name is None and len(profiles) == 1 else name
+        if chosen is not None and chosen in profiles:
+            others = tuple(each for each in list(files)[number + 1 :] if _has(each, chosen))
+            return profiles[chosen].named(chosen, Origin(path.absolute(), is_own, others))
+        known |= set(profiles)
+    raise SpecError([_no_such(name, list(files), known)])
 
 
-def profile_files(spec_folder: Path, environ: Mapping[str, str] = os.environ) -> list[Path]:
-    """The files that profiles are looked for in: those that are there, the nearest first.
+def profile_files(spec_folder: Path, environ: Mapping[str, str] = os.environ) -> dict[Path, bool]:
+    """The files that profiles are looked for in, in order, and whether each is the user's own.
 
-    Beside the spec, in the working folder, what BATCHTRAIN_PROFILES names, and the user's own.
+    What BATCHTRAIN_PROFILES names and what lies in the user's configuration come before what lies
+    in the current folder and beside the spec: the latter may have come with the spec from anybody,
+    and a profile says where data and token are sent.
 
     Args:
         spec_folder: The folder of the spec.
         environ: The environment.
     """
-    home = environ.get("XDG_CONFIG_HOME") or "~/.config"
-    looked_for = [spec_folder / FILE_NAME, Path.cwd() / FILE_NAME]
-    asked = [Path(environ[VARIABLE]).expanduser()] if environ.get(VARIABLE) else []
-    looked_for += [*asked, Path(home).expanduser() / "batchtrain" / "profiles.yaml"]
+    home = Path(environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser()
     # What was asked for is kept, so that its reader says that it is not there.
-    found = [path.absolute() for path in looked_for if path in asked or path.exists()]
-    return list(dict.fromkeys(found))
+    own = [Path(environ[VARIABLE]).expanduser()] if environ.get(VARIABLE) else []
+    own += [path for path in [home / "batchtrain" / "profiles.yaml"] if path.exists()]
+    near = [path for path in [Path.cwd() / FILE_NAME, spec_folder / FILE_NAME] if path.exists()]
+    found: dict[Path, tuple[Path, bool]] = {}
+    for path in [*own, *near]:
+        found.setdefault(path.resolve(), (path.absolute(), path in own))
+    return dict(found.values())
 
 
 def parse_profiles(text: str, file: str) -> Profiles:
@@ -129,7 +134,18 @@ def with_profile(loaded: LoadedSpec, profile: Profile) -> LoadedSpec:
     return with_replaced(loaded, values, f"profile {profile.name}".rstrip()) if values else loaded
 
 
-def _no_such(name: str | None, files: list[Path], known: Mapping[str, Path]) -> Problem:
+def _profiles_in(path: Path) -> Mapping[str, Profile]:
+    return parse_profiles(read_text(path, str(path), starter=STARTER), str(path)).profiles
+
+
+def _has(path: Path, name: str) -> bool:
+    """Whether a file that is not needed has a profile of this name."""
+    with suppress(SpecError):
+        return name in _profiles_in(path)
+    return False
+
+
+def _no_such(name: str | None, files: list[Path], known: Collection[str]) -> Problem:
     """There is no profile of this name: which there are, and where."""
     asked = repr((name or "")[:63])
     if not files:

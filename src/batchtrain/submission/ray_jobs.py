@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from batchtrain.errors import ClusterError
 from batchtrain.submission.request import JobRequest, JobState, JobStatus, check_id
+from batchtrain.submission.token import find_token
 
 __all__ = ["RayJobs", "set_auth_mode"]
 
@@ -59,6 +60,9 @@ CANCEL = (
 PENDING): this ends what waits for it. It runs as a job without cores."""
 KILLED = re.compile(r"supervisor actor died.*ray\.kill", re.DOTALL | re.IGNORECASE)
 
+GIVEN_UP = re.compile(r"failed to start within ([\d.]+) seconds")
+"""Of a job that waited for its resources too long for Ray."""
+
 Answer = TypeVar("Answer")
 
 
@@ -66,10 +70,11 @@ def set_auth_mode(environ: Any = os.environ) -> None:
     """Turn token authentication on where there is a token and nobody says otherwise.
 
     Ray itself does so only when it starts a head; whoever talks to one gets a 401.
+
+    Raises:
+        ClusterError: If what should be a token is none.
     """
-    path = environ.get("RAY_AUTH_TOKEN_PATH")
-    file = Path(path) if path else Path.home() / ".ray" / "auth_token"
-    if "RAY_AUTH_MODE" not in environ and (environ.get("RAY_AUTH_TOKEN") or file.is_file()):
+    if "RAY_AUTH_MODE" not in environ and find_token(environ) is not None:
         environ["RAY_AUTH_MODE"] = "token"
 
 
@@ -266,6 +271,11 @@ def _status(job: Any) -> JobStatus:
     if job.driver_exit_code == 0 and state == "failed":
         # Ray may lose sight of a job whose entry point ended well.
         state = "succeeded"
+    if state == "failed" and (waited := GIVEN_UP.search(message)):
+        message = (
+            f"it waited {float(waited[1]):g} s for its turn, and Ray gave it up. Submit again; "
+            "RAY_JOB_START_TIMEOUT_SECONDS in the environment of the head says how long Ray waits"
+        )
     line = next((line for line in message.splitlines() if line.strip()), "")
     return JobStatus(
         job.submission_id,

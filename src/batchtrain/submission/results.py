@@ -17,9 +17,22 @@ from batchtrain.errors import BatchtrainError
 from batchtrain.storage import Storage, is_address, open_storage
 from batchtrain.submission.request import JOBS, JobState, JobStatus
 
-__all__ = ["JobResult", "publish_result", "read_result", "result_key", "settled", "storage_of"]
+__all__ = [
+    "JobResult",
+    "publish_result",
+    "read_result",
+    "result_key",
+    "result_of",
+    "settled",
+    "storage_of",
+]
 
 FORMAT = 1
+
+CLOCKS_S = 30.0
+"""By how many seconds the clock of a node may be behind that of the cluster's head. Clocks that are
+kept differ by less than one; and hardly a job begins, ends and is forgotten by its cluster in so
+short a time before the next one of its name is submitted."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +46,8 @@ class JobResult:
         error: The kind of the error; None where all went well.
         made: What it has made, by name: keys of artifacts with their digests.
         places: Where a person finds it.
+        started: When its entry point began, in seconds since the epoch; None in results of
+            versions that did not say so.
     """
 
     submission_id: str
@@ -41,6 +56,7 @@ class JobResult:
     error: str | None = None
     made: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     places: Mapping[str, str] = field(default_factory=dict)
+    started: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As it is published."""
@@ -52,6 +68,7 @@ class JobResult:
             "error": self.error,
             "made": {name: dict(each) for name, each in self.made.items()},
             "places": dict(self.places),
+            "started": self.started,
         }
 
 
@@ -74,9 +91,26 @@ def read_result(storage: Storage, submission_id: str) -> JobResult | None:
         made = {str(name): dict(each) for name, each in found["made"].items()}
         places = {str(name): str(each) for name, each in found["places"].items()}
         code, request = int(found["exit_code"]), str(found["request"])
-        return JobResult(submission_id, request, code, found["error"], made, places)
+        started = None if found.get("started") is None else float(found["started"])
+        return JobResult(submission_id, request, code, found["error"], made, places, started)
     except (OSError, BatchtrainError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def result_of(storage: Storage, status: JobStatus) -> JobResult | None:
+    """What a job itself has published of its end; None where it has not, or not yet.
+
+    Names come again where a cluster has forgotten its jobs, and the result of an earlier job is
+    there until the entry point of the new one begins, which it may never do.
+
+    Args:
+        storage: That of its run.
+        status: What the backend says.
+    """
+    result = read_result(storage, status.submission_id)
+    if result is None or result.started is None or status.started is None:
+        return result
+    return None if result.started < status.started - CLOCKS_S else result
 
 
 def settled(status: JobStatus, result: JobResult | None) -> JobStatus:

@@ -1,4 +1,4 @@
-"""What must not travel: files and variables that hold keys, by their names."""
+"""What must not travel: files and variables that hold keys, by their names or their values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from batchtrain.errors import UnsafeInputError
 
-__all__ = ["LEFT_OUT", "is_secret_variable", "refuse_secrets"]
+__all__ = ["LEFT_OUT", "has_password", "is_secret_variable", "refuse_secrets"]
 
 FOLDERS = frozenset(
     {
@@ -27,10 +27,13 @@ FILES = (
 LEFT_OUT = frozenset({"__pycache__", *FOLDERS})
 """Folders that are passed over where a whole folder travels."""
 
-SECRET_WORD = re.compile(r"KEYS?|PAT|AUTH|PASSWD|PRIVATE|SIGNATURE|.*(SECRET|TOKEN|PASSWORD)S?")
+SECRET_WORD = re.compile(r"KEYS?|PAT|AUTH|PASSWD|PRIVATE|SIGNATURE|DSN|.*(SECRET|TOKEN|PASSWORD)S?")
 SECRET_PART = re.compile(r"APIKEY|CREDENTIAL")
+SECRET_PHRASE = re.compile(r"CONNECTION_?STRING")
 NO_SECRET_ENDS = frozenset({"ID", "FILE", "PATH", "DIR", "URI", "URL", "MODE"})
 """The last words of names such as AWS_ACCESS_KEY_ID and RAY_AUTH_TOKEN_PATH."""
+
+PASSWORD_IN_ADDRESS = re.compile(r"://[^/@]*:[^/@]*@")
 
 
 def refuse_secrets(paths: Iterable[Path]) -> None:
@@ -63,7 +66,19 @@ def is_secret_variable(name: str) -> bool:
     words = name.upper().split("_")
     if words[-1] in NO_SECRET_ENDS:
         return False
+    if SECRET_PHRASE.search(name.upper()):
+        return True
     return any(SECRET_WORD.fullmatch(word) or SECRET_PART.search(word) for word in words)
+
+
+def has_password(value: str) -> bool:
+    """Whether a value is an address with a password in it, whatever its variable is called.
+
+    Example:
+        >>> [has_password(text) for text in ("postgres://me:pw@host/db", "http://host:5000/me@x")]
+        [True, False]
+    """
+    return PASSWORD_IN_ADDRESS.search(value) is not None
 
 
 def _is_secret(path: Path) -> bool:

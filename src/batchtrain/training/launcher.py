@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from batchtrain.progress import Progress
 from batchtrain.spec.run import ResourcesSpec
 
-__all__ = ["Launcher"]
+__all__ = ["Launcher", "LauncherAround"]
 
 
 class Launcher(Protocol):
@@ -41,3 +41,24 @@ class Launcher(Protocol):
             The `TrainState` after the last step.
         """
         ...
+
+
+class LauncherAround:
+    """A launcher that does something around another one; a subclass says what, in `__call__`.
+
+    Attributes:
+        inner: The other one.
+    """
+
+    def __init__(self, inner: Launcher) -> None:
+        """Take the other one."""
+        self.inner = inner
+
+    @property
+    def restarts(self) -> bool:
+        """See `Launcher`."""
+        return self.inner.restarts
+
+    def choose_machine(self, resources: ResourcesSpec) -> Any:
+        """See `Launcher`."""
+        return self.inner.choose_machine(resources)

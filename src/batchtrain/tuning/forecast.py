@@ -72,7 +72,7 @@ def forecast(
         search,
         epochs=loaded.spec.training.epochs,
         epoch_rows=prepared.num_rows("train"),
-        trials=rules.most_trials,
+        trials=rules.trials,
         goals=tuple((goal.metric, goal.mode) for goal in goals),
     )
     is_whole = len(gone.trials) == outline.trials

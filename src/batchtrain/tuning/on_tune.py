@@ -173,7 +173,7 @@ class _Desk:
         try:
             found = (result or {}).get("failed")
             if found:
-                self.failure = Failure.from_json(json.loads(found)).to_error(0, 1)
+                self.failure = Failure.from_json(json.loads(found)).to_own_error()
                 return
             outcome = read_outcome(self._loop.layout, unit)
             if outcome is not None:

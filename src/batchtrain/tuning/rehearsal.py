@@ -53,8 +53,7 @@ def rehearse(rules: SearchRules) -> Rehearsal:
     Raises:
         SpecError: If a trial cannot be trained as the search has it.
     """
-    trials = min(MOST_TRIALS, MOST_TRIALS if rules.most_trials is None else rules.most_trials)
-    state, units = Search(replace(rules, trials=trials)), []
+    state, units = Search(replace(rules, trials=min(MOST_TRIALS, rules.trials))), []
     while (unit := state.next_unit()) is not None:
         units.append(unit)
         members = tuple(_made_up(member, unit, rules) for member in unit.members)

@@ -29,10 +29,9 @@ from batchtrain.points import passed
 from batchtrain.preparation.stage import prepare
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec, with_values
-from batchtrain.spec.run import ResourcesSpec
 from batchtrain.storage import Storage
 from batchtrain.training.deciding import Watched
-from batchtrain.training.launcher import Launcher
+from batchtrain.training.launcher import Launcher, LauncherAround
 from batchtrain.training.packed.states import MemberState, states_from_bytes, states_to_bytes
 from batchtrain.training.packed.training import PackedTraining
 from batchtrain.training.plan import make_plan, row_order
@@ -103,7 +102,7 @@ class UnitRunner:
             InterruptedRunError: If a stop was requested; nothing is published then.
             BatchtrainError: If something else than a trial failed.
         """
-        published = self.published(unit)
+        published = read_outcome(self.layout, unit)
         if published is not None:
             return published
         outcome = (self._pack if unit.is_pack else self._alone)(unit, tell, stop_requested)
@@ -111,15 +110,7 @@ class UnitRunner:
         self.storage.create(self.layout.outcome(unit.key), canonical_json(outcome.to_json()))
         passed("unit.published")
         # Whoever was first counts; it is the same bytes, or the work of another machine.
-        return self.published(unit) or outcome
-
-    def published(self, unit: Unit) -> Outcome | None:
-        """What came of a unit, where that is on storage.
-
-        Raises:
-            ArtifactDamagedError: If it is there and cannot be read.
-        """
-        return read_outcome(self.layout, unit)
+        return read_outcome(self.layout, unit) or outcome
 
     # ---- runs of their own
 
@@ -296,7 +287,11 @@ class UnitRunner:
 
 
 def read_outcome(layout: SearchLayout, unit: Unit) -> Outcome | None:
-    """What came of a unit, where that is on storage; see `UnitRunner.published`."""
+    """What came of a unit; None where nothing of it is on storage.
+
+    Raises:
+        ArtifactDamagedError: If it is there and cannot be read.
+    """
     key = layout.outcome(unit.key)
     try:
         return Outcome.from_json(json.loads(layout.storage.read(key)))
@@ -336,21 +331,12 @@ class _TrialProgress(Progress):
         self._tell(self._number, int(record["epoch"]))
 
 
-class _Stopping:
+class _Stopping(LauncherAround):
     """A launcher that stops also where the search is asked to."""
 
     def __init__(self, inner: Launcher, stop_requested: Callable[[], bool]) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._stop_requested = stop_requested
-
-    @property
-    def restarts(self) -> bool:
-        """See `Launcher`."""
-        return self._inner.restarts
-
-    def choose_machine(self, resources: ResourcesSpec) -> Any:
-        """See `Launcher`."""
-        return self._inner.choose_machine(resources)
 
     def __call__(self, task: Any, progress: Progress, stop_requested: Callable[[], bool]) -> Any:
         """See `Launcher`."""
@@ -358,7 +344,7 @@ class _Stopping:
         def stop() -> bool:
             return stop_requested() or self._stop_requested()
 
-        return self._inner(task, progress, stop)
+        return self.inner(task, progress, stop)
 
 
 def _num_parameters(loaded: LoadedSpec, prepared: PreparedData, allow_code: Sequence[str]) -> int:

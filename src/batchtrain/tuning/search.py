@@ -54,7 +54,7 @@ class SearchRules:
         cohorts: Say at each rung who goes on, and as what.
         shape: How trials with some values are trained.
         rows: How many rows a whole training with some values takes.
-        trials: How many there are at most; None where the proposer knows.
+        trials: How many there are at most, such as the points of a grid.
         max_rows: How many rows may be trained in all; None without end.
     """
 
@@ -63,14 +63,8 @@ class SearchRules:
     cohorts: Cohorts
     shape: Callable[[Mapping[str, Any]], Shape]
     rows: Callable[[Mapping[str, Any]], int]
-    trials: int | None = None
+    trials: int
     max_rows: int | None = None
-
-    @property
-    def most_trials(self) -> int | None:
-        """How many trials there can be."""
-        known = [each for each in (self.trials, self.proposer.total) if each is not None]
-        return min(known, default=None)
 
 
 @dataclass
@@ -279,16 +273,14 @@ class Search:
 
     def _next_numbers(self) -> range:
         """Of the trials that are proposed next; none while they depend on what is not known."""
-        first, most = len(self.records), self.rules.most_trials
-        if most is not None and first >= most:
+        first = len(self.records)
+        if first >= self.rules.trials:
             return range(0)
         waits = self.rules.proposer.wave is not None or self.rules.max_rows is not None
         if waits and not all(each.is_over for each in self.records.values()):
             return range(0)
         size = self.rules.proposer.wave or (BUDGET_STRIPE if waits else STRIPE)
-        end = (first // size + 1) * size
-        if most is not None:
-            end = min(end, most)
+        end = min((first // size + 1) * size, self.rules.trials)
         # Those that are compared with each other must all be there.
         return range(first, max(end, self.rules.cohorts.together(end - 1).stop))
 

@@ -178,13 +178,12 @@ class _Tuning:
             self.state,
             self.layout,
             SearchWatch(
-                self.goals, trials=self.state.rules.most_trials, trial_rows=self.shapes.rows({})
+                self.goals, trials=self.state.rules.trials, trial_rows=self.shapes.rows({})
             ),
             self.progress,
             self.document,
             self.spec.max_time,
         )
-        self._note_machine()
         executor, why = self._executor()
         if why:
             self.progress.note(why)
@@ -205,7 +204,13 @@ class _Tuning:
         )
 
     def _note_machine(self) -> None:
-        """Record what the last bits depend on at the first start, and say where it differs now."""
+        """Record what the last bits depend on at the first start, and say where it differs now.
+
+        Only where this process trains: a driver on Ray may have no GPU that its trials are to have.
+
+        Raises:
+            SpecError: If this machine has not what the spec asks for.
+        """
         now, key = choose_machine(self.loaded.spec.resources), self.layout.record
         if self.storage.create(key, canonical_json(now.to_json())):
             return
@@ -230,11 +235,12 @@ class _Tuning:
         spec = self.loaded.spec
         choice = choose_executor(
             spec,
-            seconds=self.shapes.seconds_of_search(self.state.rules.trials or 1),
+            seconds=self.shapes.seconds_of_search(self.state.rules.trials),
             is_attached=self.session.is_attached,
             cores=os.cpu_count() or 1,
         )
         if not choice.on_ray:
+            self._note_machine()
             return Here(runner), choice.why
         # Imported here, since a small search needs no Ray.
         from batchtrain.tuning.on_tune import OnTune
@@ -267,16 +273,18 @@ class _Tuning:
         values = best_values(best.number, self.state)
         text = best_text(self.loaded, values, best, self.goals, self.storage)
         self.storage.write(self.layout.best_spec, text.encode())
-        self._show(self.document(), records)
         run = None
-        if self.spec.export:
-            run = run_spec(
-                with_values(self.loaded, values),
-                progress=self.progress,
-                allow_code=self.allow_code,
-                storage=self.storage,
-                address=address,
-            )
+        try:
+            if self.spec.export:
+                run = run_spec(
+                    with_values(self.loaded, values),
+                    progress=self.progress,
+                    allow_code=self.allow_code,
+                    storage=self.storage,
+                    address=address,
+                )
+        finally:
+            # Also where the run's model is rejected, or Ctrl-C comes.
             self._show(self.document(run), records)
         return SearchResult(self.layout, self.document(run), best, run)
 

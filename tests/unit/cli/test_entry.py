@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def published(request: JobRequest, folder: Path) -> JobResult | None:
 def test_a_job_does_what_was_asked_and_publishes_it(
     stage: Stage, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request = stage()
+    request, before = stage(), time.time()
 
     assert entry.main([sha256_of(request)]) == 0
 
@@ -65,6 +66,8 @@ def test_a_job_does_what_was_asked_and_publishes_it(
     assert result is not None
     assert (result.exit_code, result.request) == (0, sha256_of(request))
     assert list(result.made) == ["prepare"]
+    assert result.started is not None
+    assert before <= result.started <= time.time()
     assert Path(tmp_path, "runs", result.made["prepare"]["key"], "manifest.json").is_file()
 
 

@@ -41,7 +41,7 @@ def test_several_workers_have_a_time_at_best_and_what_it_costs(tmp_path: Path) -
     said = lines(document)
     assert said["profile"] == ["there: ray at http://head:8265, storage /mnt/nowhere/runs"]
     assert said["asks for"] == [
-        "1 CPU for the job itself",
+        "2 GiB for the job itself",
         "4 workers with 2 CPUs each, and a GPU where there is one for each",
     ]
     assert "at best, about" in said["takes"][0]

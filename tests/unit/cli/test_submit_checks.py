@@ -74,6 +74,16 @@ def test_a_job_is_sent_after_its_probe(submit: Submit, jobs: FakeJobs) -> None:
     assert run.arguments["command"] == "run"
 
 
+def test_without_a_probe_the_job_alone_is_sent_and_what_is_not_known_is_said(
+    submit: Submit, jobs: FakeJobs
+) -> None:
+    done = submit("--no-probe")
+    assert done.exit_code == 0
+    assert done.stderr.startswith("warning: storage: expected a folder that all nodes share")
+    [run] = jobs.requests
+    assert run.arguments["command"] == "run"
+
+
 def test_a_job_that_is_there_is_joined_without_a_look(
     submit: Submit, jobs: FakeJobs, facts: list[ClusterFacts | ClusterError]
 ) -> None:

@@ -27,7 +27,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> FakeJobs:
     found = FakeJobs()
     monkeypatch.setattr(Cluster, "connect", lambda *_: found)
     # What is looked at before is the subject of test_submit_checks.py.
-    monkeypatch.setattr("batchtrain.cli.submitting.check", lambda *_: None)
+    monkeypatch.setattr("batchtrain.cli.submitting.check", lambda *_, **__: None)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", CANARY)
     return found
 
@@ -69,7 +69,7 @@ def test_a_dry_run_prints_all_that_would_be_sent_and_sends_nothing(
     assert {"job/tiny.csv", "job/tiny.yaml", "batchtrain/cli/entry.py"} <= set(files)
     assert document["arguments"]["files"] == files
     assert re.fullmatch(r"python -m batchtrain\.cli\.entry [0-9a-f]{64}", shown["entrypoint"])
-    assert shown["resources"] == {"cpus": 1.0, "gpus": 0.0, "memory_bytes": 0}
+    assert shown["resources"] == {"cpus": 0.0, "gpus": 0.0, "memory_bytes": 2 * 2**30}
     assert shown["metadata"]["storage"] == str(tmp_path / "runs")
     assert set(shown["runtime_env"]) == {"env_vars"}
     assert jobs.requests == []
@@ -82,6 +82,26 @@ def test_a_dry_run_prints_all_that_would_be_sent_and_sends_nothing(
     assert sent.submission_id == document["submission_id"]
     assert sent.entrypoint == document["entrypoint"]
     assert dict(sent.runtime_env) == document["runtime_env"]
+
+
+def test_x13_a_dry_run_of_kuberay_shows_no_value_of_the_environment(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REGION", CANARY)
+    (tmp_path / "p.yaml").write_text(
+        "version: 1\nprofiles:\n  k8s:\n    backend: kuberay\n    image: repo/batchtrain:1\n"
+        "    ship_package: false\n    forward: [REGION]\n"
+    )
+    words = ("--profiles", str(tmp_path / "p.yaml"), "--profile", "k8s")
+
+    done = command("submit", *words, "--set", "storage=s3://bucket/runs", "--dry-run")
+
+    _, rayjob = yaml.safe_load_all(done.stdout)
+    variables = yaml.safe_load(rayjob["spec"]["runtimeEnvYAML"])["env_vars"]
+    assert variables["REGION"] == "(from the environment)"
+    assert variables["BATCHTRAIN_SUBMISSION_ID"] == rayjob["spec"]["jobId"]
+    assert CANARY not in done.output
+    assert done.stderr == "note: '(from the environment)' stands for each value that is forwarded\n"
 
 
 @pytest.mark.parametrize(
@@ -157,6 +177,28 @@ def test_j08_what_the_job_published_decides(
         f"{document['submission_id']}  succeeded",
         "report    /there/report.html",
     ]
+
+
+@pytest.mark.parametrize(("began", "code"), [(1000.0, 1), (1990.0, 0), (2001.0, 0)])
+def test_j08_the_result_of_an_earlier_job_of_its_name_decides_nothing(
+    began: float, code: int, command: Command, jobs: FakeJobs, tmp_path: Path
+) -> None:
+    def run(request: JobRequest, _staged: Path) -> JobState:
+        # The process of the new job never began: its image was not there.
+        places = {"report": "/there/report.html"}
+        earlier = JobResult(request.submission_id, "", 0, places=places, started=began)
+        publish_result(FolderStorage(tmp_path / "runs"), earlier)
+        jobs.set(request.submission_id, "running", started=2000.0)
+        return "failed"
+
+    jobs._run = run
+
+    done = command("submit", "--json")
+
+    assert done.exit_code == code
+    document = json.loads(done.stdout.splitlines()[-1])
+    assert document["state"] == ("failed" if code else "succeeded")
+    assert bool(document["places"]) == (code == 0)
 
 
 def test_ctrl_c_detaches_and_says_how_to_look_again(

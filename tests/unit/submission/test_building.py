@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from batchtrain.engines.session import CORES_VARIABLE
 from batchtrain.errors import ClusterError, SpecError
 from batchtrain.spec.load import LoadedSpec
 from batchtrain.submission.building import (
@@ -21,7 +24,6 @@ from batchtrain.submission.building import (
     choose_id,
     entrypoint_of,
     printable_request,
-    without_idle_core,
 )
 from batchtrain.submission.profile import Profile, StageResources
 from batchtrain.submission.request import ID_VARIABLE, JobRequest, JobState, JobStatus, check_id
@@ -128,6 +130,42 @@ def test_x13_a_secret_is_not_forwarded(load: Load) -> None:
     assert "credentials to the nodes" in str(refused.value)
 
 
+def test_x13_an_address_with_a_password_is_not_forwarded_nor_repeated(load: Load) -> None:
+    environ = {"DATABASE_URL": f"postgres://me:{CANARY}@host/db"}
+    with pytest.raises(SpecError, match="a password in DATABASE_URL") as refused:
+        build(load(), profile=Profile(forward=("DATABASE_URL",)), environ=environ)
+    assert CANARY not in str(refused.value)
+    assert build(
+        load(), profile=Profile(forward=("HOST_URL",)), environ={"HOST_URL": "http://h:1/x"}
+    )
+
+
+def test_j04_what_kuberay_s_shell_would_obey_is_refused_at_its_place(load: Load) -> None:
+    options, environ = SubmitOptions(backend="kuberay"), {"REGION": f"$({CANARY})"}
+    profile = Profile(backend="kuberay", forward=("REGION",))
+    with pytest.raises(SpecError) as refused:
+        build(load("storage='/mnt/`id`'"), options, profile, environ)
+    assert [each.key for each in refused.value.problems] == ["storage", "REGION"]
+    assert CANARY not in str(refused.value)
+    # No other backend gives them to a shell.
+    assert build(load("storage='/mnt/`id`'"), PLAIN, Profile(forward=("REGION",)), environ)
+
+
+def test_what_a_job_prints_is_utf_8_whatever_the_locale(load: Load) -> None:
+    variables = build(load()).runtime_env["env_vars"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys; [print(chr(0xDCFF), file=f) for f in (sys.stdout, sys.stderr)]",
+        ],
+        env={"LC_ALL": "C", **variables},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == done.stderr == b"\\udcff\n"
+
+
 def test_what_is_forwarded_is_sent_and_not_printed(load: Load) -> None:
     profile = Profile(forward=("REGION", "ABSENT"))
 
@@ -135,11 +173,14 @@ def test_what_is_forwarded_is_sent_and_not_printed(load: Load) -> None:
 
     assert request.runtime_env["env_vars"] == {
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
+        CORES_VARIABLE: "0",
+        "PYTHONIOENCODING": "utf-8:backslashreplace",
         "REGION": "mars-1",
         ID_VARIABLE: request.submission_id,
     }
     printed = printable_request(request)["runtime_env"]["env_vars"]
     assert printed["REGION"] == "(from the environment)"
+    assert printed["PYTHONIOENCODING"] == "utf-8:backslashreplace"
     assert printed[ID_VARIABLE] == request.submission_id
 
 
@@ -171,23 +212,44 @@ def test_a_coordinator_holds_no_core_and_knows_what_its_stages_hold(load: Load) 
     assert stages["train"] == {"cpus": 1, "gpus": 1, "memory_bytes": 3 * 2**29}
 
 
+TWO, ONE = ("resources.workers=2",), ("resources.workers=1",)
+BY_RAY, BY_ITSELF = ("engine=ray",), ("engine=embedded",)
+WAITS, WORKS = (0, 2 * 2**30), (1, 0)
+
+
 @pytest.mark.parametrize(
     ("command", "overrides", "said", "held"),
     [
-        ("tune", (), {}, 0),
-        ("tune", ("engine=embedded",), {}, 1),
-        ("tune", (), {"entrypoint_cpus": 1}, 1),
-        ("run", (), {}, 1),
+        ("tune", (), {}, WAITS),
+        ("tune", BY_ITSELF, {}, WORKS),
+        ("tune", (), {"entrypoint_cpus": 1}, WORKS),
+        ("tune", (), {"backend": "kuberay"}, WORKS),
+        ("run", (), {}, WAITS),
+        ("run", TWO, {}, WAITS),
+        ("run", TWO, {"entrypoint_memory_gib": 4}, (0, 4 * 2**30)),
+        ("run", TWO, {"entrypoint_cpus": 0, "entrypoint_memory_gib": 0}, (0, 0)),
+        ("run", TWO, {"backend": "kuberay"}, WORKS),
+        ("run", TWO, {"backend": "local"}, WORKS),
+        ("run", ONE, {}, WORKS),
+        ("run", (*ONE, *BY_RAY), {}, WAITS),
+        ("run", BY_ITSELF, {}, WORKS),
+        ("prepare", TWO, {}, WORKS),
+        ("prepare", BY_RAY, {}, WAITS),
     ],
 )
-def test_a_search_holds_no_core_that_its_trials_wait_for(
-    load: Load, command: Any, overrides: tuple[str, ...], said: dict[str, float], held: float
+def test_a_job_holds_no_core_that_its_ranks_or_trials_wait_for(
+    load: Load,
+    command: Any,
+    overrides: tuple[str, ...],
+    said: dict[str, Any],
+    held: tuple[float, int],
 ) -> None:
     search = "search={metric: valid_loss, space: {training.optimizer.lr: {choice: [0.1, 0.2]}}}"
     loaded = load(*overrides, *[search] * (command == "tune"))
-    profile = without_idle_core(Profile(**said), command, loaded.spec)
+    request = build(loaded, SubmitOptions(command=command), Profile(**said))
 
-    assert build(loaded, SubmitOptions(command=command), profile).resources.cpus == held
+    assert (request.resources.cpus, request.resources.memory_bytes) == held
+    assert request.runtime_env["env_vars"][CORES_VARIABLE] == str(held[0])
 
 
 def job(name: str, state: JobState) -> JobStatus:

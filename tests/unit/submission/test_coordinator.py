@@ -1,21 +1,23 @@
-"""Stages in jobs of their own: each when the one before is published, and none twice."""
+"""Stages in jobs of their own: each when the one before is published."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from batchtrain.artifacts import reuse_or_build
+from batchtrain.engines.session import CORES_VARIABLE
 from batchtrain.errors import ClusterError
 from batchtrain.storage import FolderStorage
-from batchtrain.submission.building import STAGES
 from batchtrain.submission.coordinator import KIND_OF_STAGE, base_id, coordinate, plan_stages
+from batchtrain.submission.fitting import STAGES
 from batchtrain.submission.request import ID_VARIABLE, JobRequest, JobState, ShippedFile
-from batchtrain.submission.results import JobResult, publish_result, result_key
+from batchtrain.submission.results import JobResult, publish_result, read_result, result_key
 from tests.support.jobs import FakeJobs, nothing
 
 BASE = "tiny-0123456789ab"
@@ -108,6 +110,8 @@ def test_each_stage_has_its_own_command_and_resources() -> None:
         assert "stages" not in job.request.arguments
         assert job.request.runtime_env["env_vars"] == {
             "RAY_JOB_STOP_WAIT_TIME_S": "60",
+            CORES_VARIABLE: f"{job.request.resources.cpus:g}",
+            "PYTHONIOENCODING": "utf-8:backslashreplace",
             "REGION": "mars",
             ID_VARIABLE: job.request.submission_id,
         }
@@ -125,22 +129,46 @@ def test_stages_run_one_after_the_other(cluster: Cluster, storage: FolderStorage
     ]
 
 
-def test_a_stage_that_is_published_is_not_started(cluster: Cluster, storage: FolderStorage) -> None:
+def test_submitted_again_each_stage_looks_whether_its_rows_are_the_same(
+    cluster: Cluster, storage: FolderStorage
+) -> None:
     go(cluster, storage)
-    # As after the head was started anew: it has forgotten all jobs.
+
+    assert go(cluster, storage, f"{BASE}-2").exit_code == 0
+
+    assert submitted(cluster) == [*JOBS, *(f"{name}-2" for name in JOBS)]
+
+
+def test_a_head_that_was_started_anew_gets_the_same_names_again(
+    cluster: Cluster, storage: FolderStorage
+) -> None:
+    go(cluster, storage)
     anew = Cluster(storage)
 
-    assert go(anew, storage, f"{BASE}-2").exit_code == 0
-    assert anew.requests == []
+    assert go(anew, storage).exit_code == 0
+    assert submitted(anew) == JOBS
 
 
-def test_what_was_deleted_since_is_made_again(cluster: Cluster, storage: FolderStorage) -> None:
+def test_j08_what_an_earlier_job_of_its_name_has_published_is_not_a_stage_s(
+    cluster: Cluster, storage: FolderStorage
+) -> None:
     go(cluster, storage)
-    storage.delete("there/train/manifest.json")
+    # Its process began long before the job that has its name now, which never got to its entry.
+    old = read_result(storage, JOBS[0])
+    assert old is not None
+    publish_result(storage, replace(old, started=1000.0))
+    anew = FakeJobs()
+    anew.set(JOBS[0], "running", started=2000.0)
 
-    go(cluster, storage)
-
-    assert submitted(cluster) == [*JOBS, f"{BASE}-train-2"]
+    with pytest.raises(ClusterError, match=f"expected a result of the job {JOBS[0]}, found none"):
+        coordinate(
+            plan()[:1],
+            anew,
+            storage,
+            lambda _: Path(),
+            print,
+            sleep=lambda _: anew.set(JOBS[0], "failed"),
+        )
 
 
 def test_a_stage_that_fails_ends_it_with_its_exit_code(storage: FolderStorage) -> None:
@@ -149,10 +177,10 @@ def test_a_stage_that_fails_ends_it_with_its_exit_code(storage: FolderStorage) -
     assert go(cluster, storage).exit_code == 2
     assert submitted(cluster) == JOBS[:2]
 
-    # Submitted again, it goes on with another attempt of that stage.
+    # Submitted again, the stage before it looks at its rows once more.
     cluster._codes = {}
     assert go(cluster, storage, f"{BASE}-2").exit_code == 0
-    assert submitted(cluster)[2:] == [f"{BASE}-train-2", *JOBS[2:]]
+    assert submitted(cluster)[2:] == [f"{JOBS[0]}-2", f"{JOBS[1]}-2", *JOBS[2:]]
 
 
 def test_a_stage_that_an_earlier_coordinator_has_left_at_work_is_joined(

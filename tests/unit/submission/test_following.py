@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,7 +57,7 @@ def test_of_a_bar_that_is_drawn_anew_the_last_state_counts() -> None:
 class Growing(FakeJobs):
     """A job whose log and state are another thing at each look."""
 
-    def __init__(self, *looks: JobStatus | Exception, logs: list[str]) -> None:
+    def __init__(self, *looks: JobStatus | Exception, logs: list[str | Exception]) -> None:
         super().__init__()
         self._looks = list(looks)
         self._texts = logs
@@ -67,7 +69,10 @@ class Growing(FakeJobs):
         return found
 
     def log(self, submission_id: str) -> str:
-        return self._texts.pop(0)
+        found = self._texts.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
 
 
 PENDING, RUNNING = JobStatus("x", "pending"), JobStatus("x", "running")
@@ -104,3 +109,52 @@ def test_a_backend_that_stops_answering_is_an_error_in_the_end() -> None:
 
     with pytest.raises(ClusterError, match="no answer"):
         follow(backend, "x", print, sleep=nothing, clock=lambda: float(next(seconds)))
+
+
+NO_LOG = ClusterError("status code 500")
+
+
+@pytest.mark.parametrize(
+    ("logs", "shown"),
+    [
+        ([NO_LOG] * 5, []),
+        (["a\n", NO_LOG, NO_LOG, NO_LOG, NO_LOG], ["a"]),
+        (["a\n", NO_LOG, "a\nb\n", "a\nb\nc\n"], ["a", "b", "c"]),
+        (["a\n", "a\nb\n", "a\nb\nc\n", NO_LOG, "a\nb\nc\nd"], ["a", "b", "c", "d"]),
+    ],
+)
+def test_j11_a_log_that_cannot_be_read_is_told_once_and_hides_no_end(
+    logs: list[str | Exception], shown: list[str]
+) -> None:
+    backend = Growing(RUNNING, RUNNING, RUNNING, DONE, logs=logs)
+    said: list[str] = []
+    hours = iter(range(0, 10**6, 3600))
+
+    ended = follow(backend, "x", said.append, sleep=nothing, clock=lambda: float(next(hours)))
+
+    assert ended is DONE
+    notes = [line for line in said if line.startswith("note: the log of x cannot be read now: ")]
+    assert len(notes) == 1
+    assert [line for line in said if line not in notes] == shown
+
+
+def test_the_larger_a_log_is_the_less_often_it_is_asked_for() -> None:
+    now = 0.0
+    asked: list[float] = []
+
+    class Large(Growing):
+        def log(self, submission_id: str) -> str:
+            asked.append(now)
+            return "x" * 10_000_000
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    backend = Large(*[RUNNING] * 30, DONE, logs=[])
+    follow(backend, "x", lambda _line: None, sleep=sleep, clock=lambda: now)
+
+    # The state is asked for as before; the log each ten seconds, and at the end.
+    assert all(after - before > 9.9 for before, after in pairwise(asked[:-1]))
+    assert 4 <= len(asked) <= 8
+    assert asked[-1] == now

@@ -107,9 +107,9 @@ ON_CLUSTER = {
         "{device: cuda}",
     ),
     "eight GPUs of two": Case(
-        "error: resources.workers: expected room for 8 workers with 1 CPU and 1 GPU each besides "
-        "the 1 CPU of the job itself, found room for 2 in a cluster with 8 CPUs and 2 GPUs on 1 "
-        "node. Lower `resources.workers`, or add nodes",
+        "error: resources.workers: expected room for 8 workers with 1 CPU and 1 GPU each, found "
+        "room for 2 in a cluster with 8 CPUs and 2 GPUs on 1 node. Lower `resources.workers`, or "
+        "add nodes",
         "{workers: 8, gpus_per_worker: 1}",
         cluster(GPUS),
     ),
@@ -118,18 +118,23 @@ ON_CLUSTER = {
         "of the job itself, found room for 3 in a cluster with 4 CPUs and 0 GPUs on 1 node. Lower "
         "`resources.workers`, or add nodes",
         "{workers: 4}",
+        profile={"entrypoint_cpus": 1},
+    ),
+    "a process that no node has the memory for": Case(
+        "error: entrypoint_memory_gib: expected a node with 16 GiB for the job itself, found at "
+        "most 4 CPUs and 8.0 GiB on one. Lower it, or add larger nodes",
+        profile={"entrypoint_memory_gib": 16},
     ),
     "room in all, and on no node": Case(
-        "error: resources.workers: expected room for 3 workers with 3 CPUs each besides the 1 CPU "
-        "of the job itself, found room for 2 in a cluster with 8 CPUs and 0 GPUs on 2 nodes. Lower "
-        "`resources.workers`, or add nodes",
+        "error: resources.workers: expected room for 3 workers with 3 CPUs each, found room for 2 "
+        "in a cluster with 8 CPUs and 0 GPUs on 2 nodes. Lower `resources.workers`, or add nodes",
         "{workers: 3, cpus_per_worker: 3}",
         cluster(SMALL, SMALL),
     ),
     "too little that grows": Case(
-        "warning: resources.workers: expected room for 6 workers with 1 CPU each besides the 1 CPU "
-        "of the job itself, found room for 3 in a cluster with 4 CPUs and 0 GPUs on 1 node. The "
-        "cluster may grow: the job waits for nodes, for ever where none is so large",
+        "warning: resources.workers: expected room for 6 workers with 1 CPU each, found room for "
+        "4 in a cluster with 4 CPUs and 0 GPUs on 1 node. The cluster may grow: the job waits for "
+        "nodes, for ever where none is so large",
         "{workers: 6}",
         cluster(SMALL, may_grow=True),
     ),
@@ -140,8 +145,8 @@ ON_CLUSTER = {
         cluster(may_grow=True),
     ),
     "cores that others hold": Case(
-        "warning: resources.workers: expected 2 workers with 1 CPU and 1 GPU each besides the 1 "
-        "CPU of the job itself, found free room for 0. The job waits until others are done",
+        "warning: resources.workers: expected 2 workers with 1 CPU and 1 GPU each, found free room "
+        "for 0. The job waits until others are done",
         "{workers: 2, gpus_per_worker: 1}",
         cluster(BUSY),
     ),
@@ -173,12 +178,12 @@ def test_a_cluster_without_what_is_asked_for_is_told_in_a_sentence(name: str) ->
     [
         ("{}", cluster(SMALL), {}),
         ("{workers: 3}", cluster(SMALL), {}),
-        ("{workers: 4}", cluster(SMALL), {"entrypoint_cpus": 0}),
+        ("{workers: 4}", cluster(SMALL), {}),
         ("{workers: 1}", cluster(NodeFacts("10.0.0.1", 1.0)), {}),
         ("{workers: 2, gpus_per_worker: 1}", cluster(GPUS), {}),
         ("{workers: 2}", cluster(GPUS), {}),
         ("{workers: 2, cpus_per_worker: 4}", cluster(SMALL, GPUS), {}),
-        ("{workers: 2, cpus_per_worker: 4}", cluster(SMALL, SMALL), {"entrypoint_cpus": 0}),
+        ("{workers: 2, cpus_per_worker: 4}", cluster(SMALL, SMALL), {}),
         ("{device: cuda}", cluster(GPUS), {}),
     ],
 )
@@ -539,5 +544,6 @@ def test_the_address_is_the_one_that_ray_would_take() -> None:
 
 def test_entries_are_named_by_the_keys_that_set_them() -> None:
     profile = Profile.model_validate({"entrypoint_cpus": 2, "stages": {"train": {"gpus": 1.0}}})
-    assert entries_of(profile) == {"entrypoint_cpus": JobResources(2.0)}
-    assert list(entries_of(profile, separate=True)) == ["entrypoint_cpus", "stages.train"]
+    assert entries_of(profile, "run", spec().spec) == {"entrypoint_cpus": JobResources(2.0)}
+    separate = entries_of(profile, "run", spec().spec, separate=True)
+    assert list(separate) == ["stages.train", "entrypoint_cpus"]

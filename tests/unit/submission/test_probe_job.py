@@ -190,8 +190,17 @@ def test_a_probe_is_sent_waited_for_and_read(tmp_path: Path) -> None:
     assert [json.dumps(dict(each.metadata)) for each in sent] == ['{"batchtrain_probe": "1"}']
 
 
-def test_a_probe_that_does_not_end_is_ended(tmp_path: Path) -> None:
-    jobs, times = Jobs(["pending"], ""), iter(range(0, 1000, 40))
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        (["pending"], "would begin within 60 s, found it pending still. The job is sent"),
+        (["pending", "running"], "would end within 90 s, found it running still. The job is sent"),
+    ],
+)
+def test_a_probe_that_does_not_end_is_ended_and_warned_of(
+    states: list[JobState], words: str, tmp_path: Path
+) -> None:
+    jobs, times = Jobs(states, ""), iter(range(0, 1000, 40))
     (found,) = ask_probe(
         request_for(tmp_path),
         jobs,  # type: ignore[arg-type]
@@ -199,10 +208,44 @@ def test_a_probe_that_does_not_end_is_ended(tmp_path: Path) -> None:
         sleep=lambda _: None,
         clock=lambda: float(next(times)),
     )
-    assert found.message.startswith(
-        "expected the probe of the storage to end within 90 s, found it pending still. Look at"
-    )
+    assert (found.severity, found.key) == ("warning", "probe")
+    assert found.message.startswith("the storage was not tried: expected that its probe probe-")
+    assert words in found.message
     assert len(jobs.stopped) == 1
+
+
+def test_the_time_that_a_probe_waits_is_not_of_its_time_to_run(tmp_path: Path) -> None:
+    document = probe_nodes(FolderStorage(tmp_path / "runs"), check=lambda _: None)
+    now = 0.0
+
+    def sleep(_seconds: float) -> None:
+        nonlocal now
+        now += 50
+
+    found = ask_probe(
+        request_for(tmp_path),
+        Jobs(["pending", "pending", "running", "running", "succeeded"], probe_line(document)),  # type: ignore[arg-type]
+        lambda _: None,
+        sleep=sleep,
+        clock=lambda: now,
+    )
+    assert (found, now) == ([], 200)
+
+
+def test_a_probe_that_cannot_be_stopped_is_a_warning_too(tmp_path: Path) -> None:
+    class Stubborn(Jobs):
+        def stop(self, submission_id: str) -> JobStatus:
+            raise ClusterError("expected an answer, found none")
+
+    times = iter(range(0, 1000, 40))
+    (found,) = ask_probe(
+        request_for(tmp_path),
+        Stubborn(["running"], ""),  # type: ignore[arg-type]
+        lambda _: None,
+        sleep=lambda _: None,
+        clock=lambda: float(next(times)),
+    )
+    assert found.severity == "warning"
 
 
 def test_a_cluster_that_takes_no_probe_is_told_in_a_sentence(tmp_path: Path) -> None:

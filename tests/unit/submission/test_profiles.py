@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from batchtrain.errors import SpecError
 from batchtrain.spec.load import LoadedSpec, parse_spec
-from batchtrain.submission.profile import Profile, address_problem
+from batchtrain.submission.profile import Origin, Profile, address_problem
 from batchtrain.submission.profiles import (
     find_profile,
     parse_profiles,
@@ -134,37 +135,74 @@ def test_the_example_is_right_and_goes_with_a_spec() -> None:
         assert (found.workers, found.rows) == (asked.workers, "streaming")
 
 
-def test_the_nearest_file_with_the_name_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folders = {}
-    for place, name in enumerate(["beside", "here", "own/batchtrain"]):
-        folders[name] = tmp_path / name
-        folders[name].mkdir(parents=True)
-        file = "profiles.yaml" if "own" in name else "batchtrain-profiles.yaml"
-        text = f"version: 1\nprofiles:\n  shared: {{rate_per_hour: {place}}}\n  n{place}: {{}}\n"
-        (folders[name] / file).write_text(text)
-    elsewhere = tmp_path / "elsewhere.yaml"
-    elsewhere.write_text("version: 1\nprofiles: {shared: {rate_per_hour: 7}, n7: {}}\n")
-    monkeypatch.chdir(folders["here"])
-    environ = {"XDG_CONFIG_HOME": str(tmp_path / "own"), "BATCHTRAIN_PROFILES": str(elsewhere)}
-    found = [path.parent.name for path in profile_files(folders["beside"], environ)]
-    assert found == ["beside", "here", tmp_path.name, "batchtrain"]
+Files = dict[str, Path]
 
-    for key, value in environ.items():
-        monkeypatch.setenv(key, value)
-    assert find_profile("shared", None, folders["beside"]).rate_per_hour == 0
-    assert find_profile("shared", elsewhere, folders["beside"]).rate_per_hour == 7
-    for name in ("n0", "n1", "n7", "n2"):
-        assert find_profile(name, None, folders["beside"]).name == name
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Files:
+    """A file in each place, with `shared`, of a rate that tells them apart, and one of its own."""
+    made = {}
+    for rate, place in enumerate(("named", "own", "here", "beside")):
+        name = "batchtrain/profiles.yaml" if place == "own" else "batchtrain-profiles.yaml"
+        made[place] = tmp_path / place / name
+        made[place].parent.mkdir(parents=True)
+        profiles = f"{{shared: {{rate_per_hour: {rate}}}, {place}: {{}}}}"
+        made[place].write_text(f"version: 1\nprofiles: {profiles}\n")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "own"))
+    monkeypatch.setenv("BATCHTRAIN_PROFILES", str(made["named"]))
+    return made
+
+
+def test_the_user_s_own_files_come_before_those_that_came_with_a_spec(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = files["beside"].parent
+    assert list(profile_files(beside, os.environ).items()) == [
+        (files["named"], True),
+        (files["own"], True),
+        (files["here"], False),
+        (files["beside"], False),
+    ]
+
+    for name in files:
+        assert find_profile(name, None, beside).name == name
+    shared = find_profile("shared", None, beside)
+    assert shared.rate_per_hour == 0
+    assert shared.origin == Origin(files["named"], True, tuple(files.values())[1:])
+    monkeypatch.delenv("BATCHTRAIN_PROFILES")
+    assert find_profile("shared", None, beside).rate_per_hour == 1
+    files["own"].unlink()
+    # What is not needed may be wrong.
+    files["beside"].write_text("profiles: [")
+    assert find_profile("shared", None, beside).origin == Origin(files["here"], False)
+    found = find_profile("shared", Path("batchtrain-profiles.yaml"), beside)
+    assert found.origin == Origin(files["here"], is_own=True)
+
+
+def test_a_file_that_two_ways_lead_to_is_one(files: Files, tmp_path: Path) -> None:
+    around = tmp_path / "beside" / ".." / "here"
+    assert [path.parent.name for path in profile_files(around, {})] == ["here"]
+    environ = {"BATCHTRAIN_PROFILES": str(around / "batchtrain-profiles.yaml")}
+    assert list(profile_files(around, environ).values()) == [True]
+
+
+def test_where_a_name_is_in_several_files_the_others_are_said() -> None:
+    origin = Origin(Path("/a"), True, (Path("/b"), Path("/c")))
+    assert str(origin) == "/a, not the one in /b and /c"
+    assert str(Origin(Path("/a"))) == "/a"
+
+
+def test_a_name_that_no_file_has_is_one_sentence(files: Files) -> None:
+    beside, named = files["beside"].parent, files["named"]
     with pytest.raises(SpecError, match=r"no profile 'shard' in .*  Did you mean 'shared'\? There"):
-        find_profile("shard", None, folders["beside"])
-    with pytest.raises(SpecError, match=r"no profile 'n2' in .*elsewhere"):
-        find_profile("n2", elsewhere, folders["beside"])
-    with pytest.raises(SpecError, match="has several profiles  There are n7, shared"):
-        find_profile(None, elsewhere, folders["beside"])
-    elsewhere.write_text("version: 1\nprofiles: {only: {}}\n")
-    assert find_profile(None, elsewhere, folders["beside"]).name == "only"
+        find_profile("shard", None, beside)
+    with pytest.raises(SpecError, match=r"no profile 'own' in .*named"):
+        find_profile("own", named, beside)
+    with pytest.raises(SpecError, match="has several profiles  There are named, shared"):
+        find_profile(None, named, beside)
+    named.write_text("version: 1\nprofiles: {only: {}}\n")
+    assert find_profile(None, named, beside).name == "only"
 
 
 def test_a_file_that_was_asked_for_must_be_there(

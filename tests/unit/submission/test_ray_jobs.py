@@ -59,6 +59,18 @@ def test_j05_submitted_twice_is_one_job(jobs: RayJobs, client: FakeClient, tmp_p
     assert (job.submission_id, is_new, len(client.calls)) == (NAME, False, 1)
 
 
+def test_j07_a_job_that_waited_too_long_for_ray_says_so(jobs: RayJobs, client: FakeClient) -> None:
+    # Ray 2.60, as it is.
+    message = (
+        "Job supervisor actor failed to start within 900.0 seconds. This timeout can be configured "
+        "by setting the environment variable RAY_JOB_START_TIMEOUT_SECONDS. This may be because"
+    )
+    client.put(NAME, "FAILED", message=message)
+    said = jobs.status(NAME).message
+    assert said.startswith("it waited 900 s for its turn, and Ray gave it up. Submit again; ")
+    assert "RAY_JOB_START_TIMEOUT_SECONDS" in said
+
+
 def test_j05_a_lost_reply_is_one_job(
     jobs: RayJobs, client: FakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -193,25 +205,41 @@ def test_j09_a_job_that_is_over_stays_as_it_is(jobs: RayJobs, client: FakeClient
 
 
 @pytest.mark.parametrize(
-    ("before", "has_file", "after"),
+    ("before", "file", "after"),
     [
-        ({}, True, "token"),
-        ({}, False, None),
-        ({"RAY_AUTH_TOKEN": "x"}, False, "token"),
-        ({"RAY_AUTH_MODE": "disabled"}, True, "disabled"),
+        ({}, "x", "token"),
+        ({}, None, None),
+        ({}, " ", None),
+        ({"RAY_AUTH_TOKEN": "x"}, None, "token"),
+        ({"RAY_AUTH_TOKEN": " "}, None, None),
+        ({"RAY_AUTH_MODE": "disabled"}, "x", "disabled"),
     ],
 )
 def test_authentication_is_on_where_there_is_a_token(
-    before: dict[str, str], has_file: bool, after: str | None, tmp_path: Path
+    before: dict[str, str],
+    file: str | None,
+    after: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    token = tmp_path / "token"
-    if has_file:
-        token.write_text("x")
-    environ = {"RAY_AUTH_TOKEN_PATH": str(token), **before}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    if file is not None:
+        (tmp_path / ".ray").mkdir()
+        (tmp_path / ".ray" / "auth_token").write_text(file)
+    environ = dict(before)
 
     set_auth_mode(environ)
 
     assert environ.get("RAY_AUTH_MODE") == after
+
+
+def test_a_token_s_file_that_is_named_must_be_there(tmp_path: Path) -> None:
+    environ = {"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
+    with pytest.raises(ClusterError, match="expected the file of a token, found no file"):
+        set_auth_mode(environ)
+    (tmp_path / "token").write_text("x")
+    set_auth_mode(environ)
+    assert environ["RAY_AUTH_MODE"] == "token"
 
 
 def test_nobody_answers_at_a_wrong_address(monkeypatch: pytest.MonkeyPatch) -> None:

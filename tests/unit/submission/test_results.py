@@ -10,17 +10,20 @@ import pytest
 from batchtrain.storage import FolderStorage
 from batchtrain.submission.request import JobState, JobStatus
 from batchtrain.submission.results import (
+    CLOCKS_S,
     JobResult,
     publish_result,
     read_result,
     result_key,
+    result_of,
     settled,
     storage_of,
 )
 
 
-def result(code: int) -> JobResult:
-    return JobResult("x", "0" * 64, code, made={"prepare": {"key": "k", "digest": "d"}})
+def result(code: int, started: float | None = None) -> JobResult:
+    made = {"prepare": {"key": "k", "digest": "d"}}
+    return JobResult("x", "0" * 64, code, made=made, started=started)
 
 
 @pytest.mark.parametrize(
@@ -51,9 +54,35 @@ def test_j08_the_published_result_decides(
 def test_a_result_is_read_back(tmp_path: Path) -> None:
     storage = FolderStorage(tmp_path)
     publish_result(storage, result(1))
-    publish_result(storage, result(0))
-    assert read_result(storage, "x") == result(0)
+    publish_result(storage, result(0, 1795305600.25))
+    assert read_result(storage, "x") == result(0, 1795305600.25)
     assert read_result(storage, "y") is None
+
+
+@pytest.mark.parametrize(
+    ("began", "submitted", "is_of_it"),
+    [
+        (1001.0, 1000.0, True),
+        (1000.0 - CLOCKS_S, 1000.0, True),  # a node whose clock is behind
+        (1000.0 - CLOCKS_S - 0.1, 1000.0, False),  # an earlier job of the same name
+        (1.0, None, True),
+        (None, 1000.0, True),
+    ],
+)
+def test_j08_a_result_that_is_older_than_its_job_is_that_of_another(
+    began: float | None, submitted: float | None, is_of_it: bool, tmp_path: Path
+) -> None:
+    storage = FolderStorage(tmp_path)
+    publish_result(storage, result(0, began))
+    found = result_of(storage, JobStatus("x", "failed", started=submitted))
+    assert (found is not None) == is_of_it
+
+
+def test_a_result_of_a_version_that_did_not_say_when_it_began_is_read(tmp_path: Path) -> None:
+    storage, old = FolderStorage(tmp_path), result(0).to_json()
+    del old["started"]
+    storage.write(result_key("x"), json.dumps(old).encode())
+    assert read_result(storage, "x") == result(0)
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b"\xff", b'{"format": 1}'])

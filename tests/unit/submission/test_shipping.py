@@ -235,6 +235,8 @@ def replace_dir(loaded: LoadedSpec, place: str) -> Any:
         ("GITHUB_TOKEN", True),
         ("DB_PASSWORD", True),
         ("openai_api_key", True),
+        ("AZURE_STORAGE_CONNECTION_STRING", True),
+        ("SENTRY_DSN", True),
         ("AWS_REGION", False),
         ("OMP_NUM_THREADS", False),
         ("MONKEY_COUNT", False),

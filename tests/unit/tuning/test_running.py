@@ -26,7 +26,7 @@ from batchtrain.training.train import OneProcess
 from batchtrain.tuning import running
 from batchtrain.tuning.goals import goals_of
 from batchtrain.tuning.layout import SearchLayout
-from batchtrain.tuning.running import UnitRunner
+from batchtrain.tuning.running import UnitRunner, read_outcome
 from batchtrain.tuning.shapes import Shapes
 from batchtrain.tuning.work import Member, Outcome, Unit
 from tests.support.builders import mixed_table, prepared_for, spec_for, storage_of
@@ -110,25 +110,24 @@ def test_an_ordinary_run_of_the_same_values_is_not_trained_again(
 
 @pytest.mark.parametrize("is_pack", [False, True])
 def test_what_is_published_is_not_done_again_and_the_first_counts(
-    spec: LoadedSpec, is_pack: bool
+    spec: LoadedSpec, is_pack: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = unit({LR: 0.02}, 0, 2, is_pack=is_pack)
     runner = runner_for(spec)
     outcome = done(runner, work)
     other = replace(outcome, members=(replace(outcome.members[0], rows=1),))
     key = runner.layout.outcome(work.key)
-    assert runner.published(work) == outcome
+    assert read_outcome(runner.layout, work) == outcome
     # As if another process had been first, while this one was at work.
     runner.storage.delete(key)
-    published = runner.published
 
-    def late(each: Unit) -> Outcome | None:
-        found = published(each)
+    def late(layout: SearchLayout, each: Unit) -> Outcome | None:
+        found = read_outcome(layout, each)
         if found is None:
             write(runner.storage, key, other)
         return found
 
-    object.__setattr__(runner, "published", late)
+    monkeypatch.setattr("batchtrain.tuning.running.read_outcome", late)
     assert done(runner, work) == other
 
 
@@ -191,7 +190,7 @@ def test_only_what_a_trial_brings_about_is_recorded_as_its_failure(
         return
     with pytest.raises(LauncherLostError):
         done(runner, work)
-    assert runner.published(work) is None
+    assert read_outcome(runner.layout, work) is None
 
 
 @pytest.mark.parametrize("is_pack", [False, True])
@@ -208,7 +207,7 @@ def test_a_stop_publishes_nothing_and_what_was_trained_is_used(
     runner, work = runner_for(spec), unit({LR: 0.02}, is_pack=is_pack)
     with pytest.raises(InterruptedRunError):
         runner.run(work, nobody, stop)
-    assert runner.published(work) is None
+    assert read_outcome(runner.layout, work) is None
     stopped = done(runner, work)
     shutil.rmtree(storage_of(spec).root)
     assert stopped == done(runner_for(spec), work)
