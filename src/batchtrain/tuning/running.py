@@ -4,61 +4,39 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from batchtrain.artifacts import RunLayout
+from batchtrain.artifacts.claims import read_claims, who
 from batchtrain.artifacts.manifest import canonical_json
 from batchtrain.artifacts.prepared import PreparedData, SplitRows
 from batchtrain.errors import (
     ArtifactDamagedError,
-    ArtifactError,
-    DataError,
+    FencedError,
     InterruptedRunError,
-    LauncherLostError,
     PausedRunError,
-    SpecError,
-    TrainingError,
+    RunOwnedError,
 )
-from batchtrain.models.assets import read_assets
-from batchtrain.models.build import build_model
-from batchtrain.models.inputs import ModelInputs
-from batchtrain.models.losses import num_outputs, resolve_loss
 from batchtrain.points import passed
-from batchtrain.preparation.stage import prepare
 from batchtrain.progress import Progress
 from batchtrain.spec.load import LoadedSpec, with_values
 from batchtrain.storage import Storage
 from batchtrain.training.deciding import Watched
 from batchtrain.training.launcher import Launcher, LauncherAround
-from batchtrain.training.packed.states import MemberState, states_from_bytes, states_to_bytes
-from batchtrain.training.packed.training import PackedTraining
+from batchtrain.training.micro_batches import memory_told
 from batchtrain.training.plan import make_plan, row_order
 from batchtrain.training.stage import run_layout, train
 from batchtrain.training.standing import RunStanding, run_standing
 from batchtrain.training.train import OneProcess
 from batchtrain.tuning.held import HeldShards
 from batchtrain.tuning.layout import SearchLayout
+from batchtrain.tuning.packs import PackRunner
+from batchtrain.tuning.setting import GO_ON, NOT_OF_THE_TRIAL, OF_THE_TRIAL, Setting, Teller
 from batchtrain.tuning.trials import Goal
 from batchtrain.tuning.work import Member, MemberOutcome, Outcome, Unit
 
-__all__ = ["Teller", "UnitRunner", "read_outcome"]
-
-ERROR_CHARACTERS = 500
-GO_ON = "Run the same command again to go on from there"
-
-OF_THE_TRIAL = (DataError, SpecError, TrainingError)
-"""What a trial's values, its rows or its network bring about, lost ranks among them; all else, and
-a lost launcher, is no fault of the trial, and ends the search before anything is recorded."""
-
-
-class Teller(Protocol):
-    """Hears how far a unit is."""
-
-    def __call__(self, number: int, epoch: int) -> None:
-        """So many epochs of a trial are over; of a pack its first trial stands for all."""
-        ...
+__all__ = ["GO_ON", "UnitRunner", "read_outcome"]
 
 
 @dataclass
@@ -84,11 +62,18 @@ class UnitRunner:
     own_data: bool = False
     rows: Mapping[str, Sequence[SplitRows]] | None = None
     launcher: Callable[[LoadedSpec, PreparedData], Launcher] | None = None
-    _shards: HeldShards | None = field(default=None, init=False)
+    _setting: Setting = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.rows is not None:
-            self._shards = HeldShards(self.rows)
+        self._setting = Setting(
+            self.loaded,
+            self.prepared,
+            self.layout,
+            self.goals,
+            self.allow_code,
+            self.own_data,
+            shards=None if self.rows is None else HeldShards(self.rows),
+        )
 
     @property
     def storage(self) -> Storage:
@@ -112,7 +97,11 @@ class UnitRunner:
         # Whoever was first counts; it is the same bytes, or the work of another machine.
         return read_outcome(self.layout, unit) or outcome
 
-    # ---- runs of their own
+    def _pack(self, unit: Unit, tell: Teller, stop_requested: Callable[[], bool]) -> Outcome:
+        def alone(member: Member) -> tuple[MemberOutcome, Sequence[Mapping[str, Any]]]:
+            return self._trial(member, unit, tell, stop_requested)
+
+        return PackRunner(self._setting, unit, alone, tell, stop_requested).run()
 
     def _alone(self, unit: Unit, tell: Teller, stop_requested: Callable[[], bool]) -> Outcome:
         found = []
@@ -129,20 +118,21 @@ class UnitRunner:
         self, member: Member, unit: Unit, tell: Teller, stop_requested: Callable[[], bool]
     ) -> tuple[MemberOutcome, Sequence[Mapping[str, Any]]]:
         """Train one trial as an ordinary run, up to the unit's last epoch."""
-        standing = RunStanding()
         try:
-            loaded = with_values(self.loaded, member.values)
-            prepared = self._prepared(loaded)
-            layout = run_layout(loaded, prepared, self.storage)
-            standing = run_standing(layout, Progress())
-            is_last = unit.last_epoch >= unit.full_epochs
-            if not standing.is_finished and (is_last or standing.epochs < unit.last_epoch):
-                self._train(loaded, prepared, layout, member, unit, tell, stop_requested)
+            # Also where memory runs out before the first step.
+            with memory_told():
+                loaded = with_values(self.loaded, member.values)
+                prepared = self._setting.prepared_for(loaded)
+                layout = run_layout(loaded, prepared, self.storage)
                 standing = run_standing(layout, Progress())
-        except LauncherLostError:
+                is_last = unit.last_epoch >= unit.full_epochs
+                if not standing.is_finished and (is_last or standing.epochs < unit.last_epoch):
+                    self._train(loaded, prepared, layout, member, unit, tell, stop_requested)
+                    standing = run_standing(layout, Progress())
+        except NOT_OF_THE_TRIAL:
             raise
         except OF_THE_TRIAL as error:
-            return MemberOutcome(member.number, "failed", error=_shortened(str(error))), ()
+            return self._setting.failed(member, unit, error), ()
         standing = _as_of(standing, unit, loaded)
         return self._outcome(member.number, loaded, prepared, standing), standing.history
 
@@ -160,9 +150,8 @@ class UnitRunner:
         epochs = min(unit.full_epochs, loaded.spec.training.epochs)
         launcher = self.launcher(loaded, prepared) if self.launcher else None
         if launcher is None:
-            shards = self._shards if prepared.artifact.url == self.prepared.artifact.url else None
-            launcher = OneProcess(shards)
-        with suppress(PausedRunError):
+            launcher = OneProcess(self._setting.shards_of(prepared))
+        try:
             train(
                 loaded,
                 prepared,
@@ -174,6 +163,10 @@ class UnitRunner:
                 take_over=True,
                 pause_after=unit.last_epoch if unit.last_epoch < epochs else None,
             )
+        except PausedRunError:
+            return
+        except (RunOwnedError, FencedError) as error:
+            raise type(error)(_two_writers(member.number, layout)) from error
 
     def _outcome(
         self, number: int, loaded: LoadedSpec, prepared: PreparedData, standing: RunStanding
@@ -186,104 +179,10 @@ class UnitRunner:
             "finished" if standing.is_finished or standing.ended_by else "paused",
             epochs=standing.epochs,
             best_epoch=standing.best_epoch,
-            scores=self._scores(loaded, prepared, standing.history, standing.best_epoch),
+            scores=self._setting.scores(loaded, prepared, standing.history, standing.best_epoch),
             rows=plan.rows_before(int(step)),
             ended_by="" if standing.ended_by == "epochs" else standing.ended_by,
         )
-
-    def _prepared(self, loaded: LoadedSpec) -> PreparedData:
-        """The data of a trial: those of the search, unless the space changes them."""
-        if not self.own_data:
-            return self.prepared
-        return prepare(loaded, self.storage, Progress(), allow_code=self.allow_code)[0]
-
-    # ---- packs
-
-    def _pack(self, unit: Unit, tell: Teller, stop_requested: Callable[[], bool]) -> Outcome:
-        """Train all members in one program; their states are published before the outcome."""
-        specs = [with_values(self.loaded, member.values) for member in unit.members]
-        prepared = self._prepared(specs[0])
-        is_own = prepared.artifact.url == self.prepared.artifact.url
-        training = PackedTraining(
-            specs,
-            prepared,
-            states=self._states(unit),
-            threads=self.loaded.spec.resources.cpus_per_worker,
-            device=self.loaded.spec.resources.device,
-            shards=self._shards if is_own else None,
-        )
-        first = unit.members[0].number
-        is_last = unit.last_epoch >= unit.full_epochs
-        done = training.train_to(
-            specs[0].spec.training.epochs if is_last else unit.last_epoch,
-            on_epoch=lambda epoch, _rows: tell(first, epoch),
-            stop_requested=stop_requested,
-        )
-        if not done:
-            raise InterruptedRunError(f"stopped within a {unit.title}. {GO_ON}")
-        passed("pack.trained")
-        if not is_last:
-            states = dict(zip(unit.numbers, training.states(), strict=True))
-            self.storage.write(self.layout.states(unit.key), states_to_bytes(states))
-            passed("pack.saved")
-        outcomes, histories = [], {}
-        for member, loaded, found in zip(unit.members, specs, training.members, strict=True):
-            is_over = found.is_over or is_last
-            histories[member.number] = found.history
-            outcomes.append(
-                MemberOutcome(
-                    member.number,
-                    "failed" if found.error else "finished" if is_over else "paused",
-                    epochs=int(found.history[-1]["epoch"]) if found.history else 0,
-                    best_epoch=found.best_epoch,
-                    scores={}
-                    if found.error
-                    else self._scores(loaded, prepared, found.history, found.best_epoch),
-                    rows=found.rows,
-                    ended_by=found.ended_by,
-                    error=_shortened(found.error),
-                    latest={} if found.error else self._scores(loaded, prepared, found.history),
-                )
-            )
-        return Outcome(tuple(outcomes), histories)
-
-    def _states(self, unit: Unit) -> list[MemberState | None]:
-        """The state that each member goes on from; None for a start."""
-        sources = sorted({member.source for member in unit.members if member.source})
-        found = {source: self._states_of(source) for source in sources}
-        return [
-            found[member.source][member.parent] if member.source else None
-            for member in unit.members
-        ]
-
-    def _states_of(self, source: str) -> Mapping[int, MemberState]:
-        key = self.layout.states(source)
-        try:
-            return states_from_bytes(self.storage.read(key), where=self.storage.url(key))
-        except (FileNotFoundError, ArtifactError) as error:
-            raise ArtifactDamagedError(
-                f"expected the trials of the pack {source} in {self.storage.url(key)}, found "
-                f"{'nothing' if isinstance(error, FileNotFoundError) else 'something else'}. "
-                f"Delete {self.storage.url(self.layout.outcome(source))}; they are then trained "
-                "again"
-            ) from error
-
-    def _scores(
-        self,
-        loaded: LoadedSpec,
-        prepared: PreparedData,
-        history: Sequence[Mapping[str, Any]],
-        epoch: int | None = None,
-    ) -> dict[str, float | None]:
-        """Each goal's metric after an epoch, or after the last."""
-        found = (each for each in reversed(history) if epoch is None or each["epoch"] == epoch)
-        record: Mapping[str, Any] = next(found, {})
-        return {
-            goal.metric: float(_num_parameters(loaded, prepared, self.allow_code))
-            if goal.metric == "parameters"
-            else record.get(goal.metric)
-            for goal in self.goals
-        }
 
 
 def read_outcome(layout: SearchLayout, unit: Unit) -> Outcome | None:
@@ -319,6 +218,17 @@ def _as_of(standing: RunStanding, unit: Unit, loaded: LoadedSpec) -> RunStanding
     return RunStanding(history, unit.last_epoch, int(best["epoch"]) if best else 0)
 
 
+def _two_writers(number: int, layout: RunLayout) -> str:
+    """What is said where another process takes over the run of a trial."""
+    claims = read_claims(layout.storage, layout.root)
+    found = f"that {who(claims[-1])} writes it too" if claims else "that its claim is gone"
+    return (
+        f"expected this search alone to write trial {number} in "
+        f"{layout.storage.url(layout.root)}, found {found}. Another search or run trains the "
+        "same values: wait for it or end it, and run the same command again to go on"
+    )
+
+
 class _TrialProgress(Progress):
     """Tells of a trial's epochs and of nothing else."""
 
@@ -345,29 +255,3 @@ class _Stopping(LauncherAround):
             return stop_requested() or self._stop_requested()
 
         return self.inner(task, progress, stop)
-
-
-def _num_parameters(loaded: LoadedSpec, prepared: PreparedData, allow_code: Sequence[str]) -> int:
-    """How many numbers the model of a trial learns."""
-    spec = loaded.spec
-    loss = resolve_loss(spec.training.loss, prepared.task)
-    inputs = ModelInputs(
-        num_numeric=prepared.num_numeric,
-        cardinalities=prepared.cardinalities,
-        num_outputs=num_outputs(loss, prepared.task, prepared.num_classes),
-    )
-    model = build_model(
-        spec.model,
-        inputs,
-        seed=spec.seed,
-        allow_code=allow_code,
-        search=loaded.path.parent,
-        assets=read_assets(loaded),
-    )
-    return sum(each.numel() for each in model.parameters() if each.requires_grad)
-
-
-def _shortened(error: str) -> str:
-    """The first line of an error: what is below it names places of this attempt."""
-    line = next(iter(error.splitlines()), "")
-    return line if len(line) <= ERROR_CHARACTERS else f"{line[:ERROR_CHARACTERS]}..."

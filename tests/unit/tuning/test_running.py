@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,59 +12,30 @@ from typing import Any
 import pytest
 
 from batchtrain.artifacts.manifest import canonical_json
+from batchtrain.artifacts.ownership import claim_run
 from batchtrain.artifacts.prepared import PreparedData
 from batchtrain.errors import (
     ArtifactDamagedError,
+    FencedError,
     InterruptedRunError,
     LauncherLostError,
     RankLostError,
+    RankMemoryError,
+    RankStuckError,
 )
 from batchtrain.pipeline import run_spec
 from batchtrain.spec.load import LoadedSpec, with_values
 from batchtrain.spec.search import SearchSpec
 from batchtrain.storage import FolderStorage
+from batchtrain.training.rank import TrainTask
 from batchtrain.training.train import OneProcess
 from batchtrain.tuning import running
-from batchtrain.tuning.goals import goals_of
 from batchtrain.tuning.layout import SearchLayout
 from batchtrain.tuning.running import UnitRunner, read_outcome
 from batchtrain.tuning.shapes import Shapes
 from batchtrain.tuning.work import Member, Outcome, Unit
-from tests.support.builders import mixed_table, prepared_for, spec_for, storage_of
-
-LR = "training.optimizer.lr"
-EPOCHS = 8
-SEARCH = {"space": {LR: {"log_uniform": [1e-3, 1e-1]}}}
-
-
-def nobody(number: int, epoch: int) -> None:
-    """Hear of an epoch."""
-
-
-def never() -> bool:
-    return False
-
-
-def new_spec(folder: Path, **training: Any) -> LoadedSpec:
-    settings = {"epochs": EPOCHS, "batch_size": 16, **training}
-    return spec_for(folder, mixed_table(60), training=settings, search=SEARCH)
-
-
-def runner_for(loaded: LoadedSpec, **other: Any) -> UnitRunner:
-    assert loaded.spec.search is not None
-    goals = goals_of(loaded.spec.search, loaded.spec.training)
-    layout = SearchLayout(storage_of(loaded), "small", "0123456789ab")
-    return UnitRunner(loaded, prepared_for(loaded), layout, goals, **other)
-
-
-def unit(
-    values: Mapping[str, Any], first: int = 0, last: int = EPOCHS, *, is_pack: bool = False
-) -> Unit:
-    return Unit((Member(0, dict(values)),), first, last, EPOCHS, is_pack)
-
-
-def done(runner: UnitRunner, work: Unit) -> Outcome:
-    return runner.run(work, nobody, never)
+from tests.support.builders import layout_for, storage_of
+from tests.support.search_units import EPOCHS, LR, done, new_spec, nobody, runner_for, unit
 
 
 @pytest.fixture
@@ -173,23 +145,50 @@ class Losing(OneProcess):
         raise self._error
 
 
-@pytest.mark.parametrize(
-    ("error", "is_its_own"),
-    [(RankLostError("a rank is gone"), True), (LauncherLostError("nobody is there"), False)],
-    ids=["a lost rank", "a lost launcher"],
-)
-def test_only_what_a_trial_brings_about_is_recorded_as_its_failure(
-    spec: LoadedSpec, error: Exception, is_its_own: bool
-) -> None:
-    def launcher(_loaded: LoadedSpec, _prepared: PreparedData) -> OneProcess:
-        return Losing(error)
+def losing(error: Exception) -> Callable[[LoadedSpec, PreparedData], OneProcess]:
+    return lambda _loaded, _prepared: Losing(error)
 
-    runner, work = runner_for(spec, launcher=launcher), unit({LR: 0.02})
-    if is_its_own:
-        assert done(runner, work).members[0].error == "a rank is gone"
-        return
-    with pytest.raises(LauncherLostError):
+
+def test_a_network_that_is_too_large_is_a_trial_that_failed(spec: LoadedSpec) -> None:
+    error = RankMemoryError("rank 1 was ended because memory ran out")
+    # Halved to one row, and tried once more: nothing helps.
+    found = done(runner_for(spec, launcher=losing(error)), unit({LR: 0.02})).members[0]
+    assert (found.state, found.error) == ("failed", str(error))
+
+
+@pytest.mark.parametrize("kind", [RankLostError, RankStuckError, LauncherLostError])
+def test_what_befalls_the_processes_of_a_trial_is_not_its_failure(
+    spec: LoadedSpec, kind: type[Exception]
+) -> None:
+    runner, work = runner_for(spec, launcher=losing(kind("it is gone"))), unit({LR: 0.02})
+    with pytest.raises(kind, match="it is gone"):
         done(runner, work)
+    assert read_outcome(runner.layout, work) is None
+    # The same search goes on where its processes stay.
+    assert done(runner_for(spec), work).members[0].state == "finished"
+
+
+class TakenOver(OneProcess):
+    """Another process takes the run over while this one trains."""
+
+    def __call__(self, task: TrainTask, *rest: Any) -> Any:
+        storage, folder = task.layout.storage, task.layout.root
+        with claim_run(storage, folder, continues=lambda _claims: None, take_over=True):
+            return super().__call__(task, *rest)
+
+
+def test_a_trial_that_another_process_writes_too_is_said_as_a_search_can_be_told(
+    spec: LoadedSpec,
+) -> None:
+    runner, work = runner_for(spec, launcher=lambda *_: TakenOver()), unit({LR: 0.02})
+    with pytest.raises(FencedError) as caught:
+        done(runner, work)
+    said = str(caught.value)
+    run = layout_for(with_values(spec, {LR: 0.02}))
+    assert f"expected this search alone to write trial 0 in {run.storage.url(run.root)}" in said
+    assert f"found that process {os.getpid()} on " in said
+    assert "run the same command again to go on" in said
+    assert "take" not in said
     assert read_outcome(runner.layout, work) is None
 
 
