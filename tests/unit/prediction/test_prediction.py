@@ -73,10 +73,8 @@ def without_id(table: pa.Table) -> pa.Table:
 def same_bits(found: pa.Table, expected: pa.Table) -> bool:
     """As `equals`, but -0.0 and 0.0 are different."""
     return found.schema == expected.schema and all(
-        np.array_equal(
-            found[name].to_numpy().view(np.int32), expected[name].to_numpy().view(np.int32)
-        )
-        if pa.types.is_float32(found.schema.field(name).type)
+        found[name].to_numpy().tobytes() == expected[name].to_numpy().tobytes()
+        if pa.types.is_floating(found.schema.field(name).type)
         else found[name].equals(expected[name])
         for name in expected.column_names
     )
