@@ -41,13 +41,11 @@ class Predicted:
     Attributes:
         path: The file that was written.
         counts: What happened to the rows.
-        ignored: Columns of the input that the model does not use.
         neutralised: CSV cells and names that a spreadsheet would have run, now quoted.
     """
 
     path: Path
     counts: PredictionCounts
-    ignored: list[str]
     neutralised: int
 
 
@@ -81,7 +79,7 @@ def predict_file(
     _check_output(source, out, base)
     engine = engine or EmbeddedEngine()
     opened = open_source(source, base=base, null_values=bundle.content["null_values"])
-    counts = PredictionCounts()
+    counts = PredictionCounts(ignored=bundle.ignored(column_names(opened)))
     neutralised = 0
     work = partial(_predict_block, bundle.shipped(), out.suffix == ".csv")
     with (
@@ -96,7 +94,7 @@ def predict_file(
             neutralised += numbers["neutralised"][0].as_py()
             write(table)
             progress.working("rows predicted", counts.rows, None)
-    return Predicted(out, counts, bundle.ignored(column_names(opened)), neutralised)
+    return Predicted(out, counts, neutralised)
 
 
 def _predict_block(bundle: Shipped[LoadedBundle], for_csv: bool, block: Block) -> Tables:

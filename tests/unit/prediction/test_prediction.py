@@ -197,11 +197,32 @@ def test_d08_what_happens_to_the_rows_is_counted_and_said(tmp_path: Path) -> Non
     assert (counts.rows, counts.unusable) == (3, 1)
     assert counts.filled == {"age": 1, "pressure": 1, "smoker": 1}
     assert counts.unseen == {"pressure": 1}
-    assert len(counts.sentences()) == 5
+    assert counts.ignored == ["more"]
+    assert len(counts.sentences()) == 6
     assert model.ignored([*table.column_names, "label"]) == ["more"]
     # The rows that can be used are not touched by the one that cannot.
     alone, _counts = model.predict_table(table.slice(1))
     assert same_bits(without_id(alone), without_id(found.slice(1)))
+
+
+def test_d08_in_python_it_is_logged_and_the_numbers_come_with_the_frame(
+    finished: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_bundle(bundle_folder(finished.result))
+    rows = finished.table.slice(0, 3).to_pydict()
+    rows |= {"age": [20, None, 40], "pressure": ["LOW", "LOW", "strange"], "more": [1, 2, 3]}
+    found = model.predict(rows)
+    counts = found.attrs["counts"]
+    assert (counts["rows"], counts["unseen"], counts["ignored"]) == (3, {"pressure": 1}, ["more"])
+    assert counts["filled"]["age"] == 1
+    assert {record.name for record in caplog.records} == {"batchtrain"}
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * len(caplog.records)
+    for said in ("'age' were filled", "'pressure' do not occur", "not used by the model: 'more'"):
+        assert said in caplog.text
+    # The command prints them itself.
+    caplog.clear()
+    model.predict_table(pa.table(rows))
+    assert not caplog.records
 
 
 LOGARITHM = """
