@@ -124,8 +124,9 @@ class LoadedBundle:
                 the model does not know are ignored.
 
         Returns:
-            One row for each row given, in their order: `row_id`, `prediction`, and for a
-            classification a probability for each class. Its `attrs["counts"]` has the numbers
+            One row for each row given, in their order and under the index of a DataFrame:
+            `row_id` (the number of the row, from 0), `prediction`, and for a classification a
+            probability for each class. Its `attrs["counts"]` has the numbers
             of these warnings, as a JSON object of the fields of `PredictionCounts`.
 
         Raises:
@@ -135,6 +136,8 @@ class LoadedBundle:
         for sentence in counts.sentences():
             logging.getLogger("batchtrain").warning("predict: %s", sentence)
         frame: pd.DataFrame = table.to_pandas()
+        if hasattr(rows, "iloc"):  # pandas, without importing it
+            frame.index = rows.index
         frame.attrs["counts"] = counts.to_json()
         return frame
 

@@ -159,6 +159,19 @@ def test_a_frame_comes_back_as_a_frame_with_names_and_probabilities(finished: An
     assert found["prediction"].tolist() == ["abc"[code] for code in probabilities.argmax(axis=1)]
 
 
+def test_a_frame_keeps_its_index_so_that_predictions_can_be_joined(finished: Any) -> None:
+    model = load_bundle(bundle_folder(finished.result))
+    whole = finished.table.to_pandas()
+    expected = model.predict(whole)["prediction"]
+    some = whole[whole["age"] > 40].sample(frac=1, random_state=0)
+    some["predicted"] = model.predict(some)["prediction"]
+    assert 0 < len(some) < len(whole)
+    assert some["predicted"].tolist() == expected[some.index].tolist()
+    named = whole.set_index(pd.MultiIndex.from_product([["a", "b"], range(200)], names=["k", "n"]))
+    assert model.predict(named).index.equals(named.index)
+    assert model.predict(whole.iloc[:0]).index.equals(whole.index[:0])
+
+
 def test_a_single_row_is_predicted_as_it_would_be_among_others(finished: Any) -> None:
     model = load_bundle(bundle_folder(finished.result))
     rows = finished.table.slice(0, 30).to_pylist()
