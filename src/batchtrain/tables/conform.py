@@ -39,7 +39,8 @@ def conform(
 
     Only casts without loss are made: a whole number becomes a float up to 2**53, a float without
     a fraction becomes an integer, 0 and 1 become flags, text that spells a value becomes it, and
-    integers and flags become their text. Dates and times lose what is finer than a microsecond, the
+    integers and flags become their text; floats without a fraction too, since pandas keeps whole
+    numbers as such where one is missing. Dates and times lose what is finer than a microsecond, the
     numbers of lists what is finer than float32.
     NaN is a missing value: it comes back as null. Columns that are not asked for are ignored.
 
@@ -137,13 +138,20 @@ def _to_text(values: pa.Array) -> tuple[pa.Array, Mask]:
     return values.cast(pa.string()), np.zeros(len(values), dtype=np.bool_)
 
 
+def _numbers_to_text(values: pa.Array) -> tuple[pa.Array, Mask]:
+    """The text of the integers that they are; beyond 2**53 a float may be another one, rounded."""
+    integers, bad = _numbers_to_integers(values)
+    bad |= np.abs(np.asarray(pc.fill_null(values, 0.0))) >= MAX_EXACT
+    return integers.cast(pa.string()), bad
+
+
 Conversion = Callable[[pa.Array], tuple[pa.Array, Mask]]
 
 CONVERSIONS: Mapping[ColumnType, Mapping[ColumnType, Conversion]] = {
     "integer": {"number": _numbers_to_integers, "string": parse_integers},
     "number": {"integer": _integers_to_numbers, "string": parse_numbers},
     "boolean": {"integer": _to_booleans, "number": _to_booleans, "string": parse_booleans},
-    "string": {"integer": _to_text, "boolean": _to_text},
+    "string": {"integer": _to_text, "number": _numbers_to_text, "boolean": _to_text},
     "time": {"string": parse_times},
 }
 """Wanted type to found type to how one becomes the other; what is not listed does not."""
@@ -171,7 +179,10 @@ def _misfit(
             "missing; or declare another kind for the column"
         )
     elif wanted == "string" and kind == "number":
-        advice = "Fractions have no one text: declare the column numeric, or write it as text"
+        advice = (
+            "Only whole numbers below 2**53 have one text: declare the column numeric, or write it "
+            "as text"
+        )
     elif kind == "integer" and wanted in {"number", "integer"}:
         advice = "It is too large to be exact: declare the column categorical, or exclude it"
     else:

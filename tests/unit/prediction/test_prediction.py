@@ -28,6 +28,7 @@ from batchtrain.errors import (
     BatchtrainError,
     DataError,
     SchemaMismatchError,
+    SpecError,
     StorageError,
     UnsafeInputError,
 )
@@ -87,6 +88,33 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp 128-64, mixed": {"table": "mixed", "model": {"kind": "mlp", "hidden": [128, 64]}},
     "mlp 9, mixed": {"table": "mixed", "model": {"kind": "mlp", "hidden": [9]}},
 }
+
+
+@pytest.mark.parametrize("file", ["rows.csv", "rows.parquet"])
+def test_p9_a_category_of_whole_numbers_is_the_same_in_floats(tmp_path: Path, file: str) -> None:
+    level = np.arange(90) % 3
+    floats = pa.array(level.astype(np.float64), mask=level == 1)
+    wholes = floats.cast(pa.int64())
+    labels = pa.array(np.array(["a", "b", "c"])[level])
+    trained_on = floats if file == "rows.parquet" else wholes
+    rows = pa.table({"level": trained_on, "label": labels})
+    data = {"columns": {"level": {"kind": "categorical", "missing": "unknown"}}}
+    model = load_bundle(bundle_folder(run(spec_for(tmp_path, rows, file=file, data=data))))
+    assert model.preprocessor.columns[0].categories == ("0", "2")
+    expected, counts = model.predict_table(pa.table({"level": wholes}))
+    assert not counts.unseen
+    frame = pa.table({"level": floats}).to_pandas()
+    assert frame["level"].dtype == np.float64
+    assert model.predict(frame)["prediction"].tolist() == expected["prediction"].to_pylist()
+    with pytest.raises(SchemaMismatchError, match=r"found 0\.5"):
+        model.predict({"level": [0.0, 0.5]})
+
+
+def test_d10_a_fraction_as_a_category_is_refused_before_training(tmp_path: Path) -> None:
+    rows = pa.table({"level": [0.0, 1.0, 2.5] * 20, "label": ["a", "b", "c"] * 20})
+    data = {"columns": {"level": {"kind": "categorical"}}}
+    with pytest.raises(SpecError, match=r"found 2\.5.* whole numbers"):
+        run(spec_for(tmp_path, rows, data=data), last="prepare")
 
 
 @pytest.mark.parametrize("name", MODELS)
