@@ -147,7 +147,7 @@ class LoadedBundle:
         parts = []
         for start in range(0, max(table.num_rows, 1), self.block_rows):
             rows = table.slice(start, self.block_rows)
-            block = conform(rows, self.columns, first_row=start, where="the rows")
+            block = conform(rows, self.columns, first_row=start, where="the rows", for_bundle=True)
             part, counted = self.predict_block(block, first_row=start)
             parts.append(part)
             counts.add(counted)

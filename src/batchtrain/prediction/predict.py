@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -78,10 +78,11 @@ def predict_file(
     """
     _check_output(source, out, base)
     engine = engine or EmbeddedEngine()
-    opened = open_source(source, base=base, null_values=bundle.content["null_values"])
+    found = open_source(source, base=base, null_values=bundle.content["null_values"])
+    opened = replace(found, for_bundle=True)
     counts = PredictionCounts(ignored=bundle.ignored(column_names(opened)))
     neutralised = 0
-    work = partial(_predict_block, bundle.shipped(), out.suffix == ".csv")
+    work = partial(_predict_block, bundle.shipped(), source, out.suffix == ".csv")
     with (
         closing(
             engine.map_blocks(opened, bundle.columns, work, at_most=bundle.block_rows)
@@ -97,9 +98,14 @@ def predict_file(
     return Predicted(out, counts, neutralised)
 
 
-def _predict_block(bundle: Shipped[LoadedBundle], for_csv: bool, block: Block) -> Tables:
+def _predict_block(
+    bundle: Shipped[LoadedBundle], source: str, for_csv: bool, block: Block
+) -> Tables:
     """The predictions for a block, and what happened to its rows; for any process."""
-    table, counts = bundle.get().predict_block(block.table, first_row=block.first_row)
+    try:
+        table, counts = bundle.get().predict_block(block.table, first_row=block.first_row)
+    except DataError as error:
+        raise type(error)(f"{source}: {error}") from error
     neutralised = 0
     if for_csv:
         table, neutralised = neutralise_formulas(table)

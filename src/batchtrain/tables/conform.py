@@ -23,7 +23,11 @@ from batchtrain.tables.times import is_temporal, parse_times, temporal_to_times
 from batchtrain.tables.types import ARROW_TYPES, ColumnType, Unsupported, column_type
 from batchtrain.tables.wide import WIDE_MISFITS, to_images, to_vectors
 
-__all__ = ["conform", "plain_values"]
+__all__ = ["conform", "other_rows", "plain_values"]
+
+FOR_A_BUNDLE = (
+    "Correct the value, or make it a missing one: a bundle reads a column as its training did"
+)
 
 
 def conform(
@@ -34,6 +38,7 @@ def conform(
     where: str,
     row_in_file: int | None = None,
     has_header: bool = True,
+    for_bundle: bool = False,
 ) -> pa.Table:
     """Give the asked columns, in the asked order, in their one Arrow type each.
 
@@ -51,6 +56,7 @@ def conform(
         where: The file or place, for messages.
         row_in_file: How many rows of its text file come before the table, for messages.
         has_header: Whether column names stand before the rows of that file.
+        for_bundle: Whether the types are those of a bundle, which nobody can change, for messages.
 
     Returns:
         The same number of rows; one chunk a column.
@@ -72,7 +78,7 @@ def conform(
             if row_in_file is not None:
                 after = "after the header; " if has_header else ""
                 place = f"row {row_in_file + row + 1} ({after}{place})"
-            raise _misfit(name, wanted, values, bad, f"{where}, {place}")
+            raise _misfit(name, wanted, values, bad, f"{where}, {place}", for_bundle)
         arrays[name] = converted
     return pa.table(arrays)
 
@@ -158,20 +164,24 @@ CONVERSIONS: Mapping[ColumnType, Mapping[ColumnType, Conversion]] = {
 
 
 def _misfit(
-    name: str, wanted: ColumnType, values: pa.Array, bad: Mask, where: str
+    name: str, wanted: ColumnType, values: pa.Array, bad: Mask, where: str, for_bundle: bool
 ) -> SchemaMismatchError:
     cell = values[int(np.argmax(bad))]
     if wanted in WIDE_MISFITS:
         expected, said, advice = WIDE_MISFITS[wanted](cell)
+        advice = FOR_A_BUNDLE if for_bundle else advice
         return SchemaMismatchError(
-            f"column {name!r} of {where}: expected {expected}, found {said}{_others(bad)}. {advice}"
+            f"column {name!r} of {where}: expected {expected}, found {said}"
+            f"{other_rows(bad)}. {advice}"
         )
     try:
         found = cell.as_py()
     except (OverflowError, ValueError):  # a time that Python cannot hold
         found = cell.cast(pa.int64()).as_py()
     kind = column_type(values.type)
-    if wanted == "time":
+    if for_bundle:
+        advice = FOR_A_BUNDLE
+    elif wanted == "time":
         advice = "Write times as 2026-11-21 or 2026-11-21T08:30:00Z, or as numbers"
     elif kind == "string":
         advice = (
@@ -189,10 +199,11 @@ def _misfit(
         advice = "Convert the column, declare another kind for it, or exclude it"
     return SchemaMismatchError(
         f"column {name!r} of {where}: expected {wanted}, found {found!r}"
-        f"{'' if kind == 'string' else f' of type {values.type}'}{_others(bad)}. {advice}"
+        f"{'' if kind == 'string' else f' of type {values.type}'}{other_rows(bad)}. {advice}"
     )
 
 
-def _others(bad: Mask) -> str:
+def other_rows(bad: Mask) -> str:
+    """Where else a value is bad, after the first row that a message names; empty for nowhere."""
     more = int(bad.sum()) - 1
     return f" (and in at least {more} more row{'s' if more > 1 else ''})" if more else ""

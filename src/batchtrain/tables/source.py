@@ -72,6 +72,7 @@ class Source:
         splits: The split of each file, where the source has splits of its own; else empty.
         hashes: What stands for its content, where that is known: name and sha256 of the rows of a
             class of the user's, which are in these files for a while; else empty.
+        for_bundle: Whether a bundle predicts on the rows, whose types nobody can change any more.
     """
 
     text: str
@@ -82,6 +83,7 @@ class Source:
     sample: str = ""
     splits: tuple[str, ...] = ()
     hashes: tuple[tuple[str, str], ...] = ()
+    for_bundle: bool = False
 
 
 def open_source(source: str, *, base: Path, null_values: Sequence[str]) -> Source:

@@ -322,6 +322,34 @@ def test_d09_d10_a_table_that_does_not_fit_gets_a_sentence(
         model.predict_table(change(finished.table))
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("age", "x"), ["rows.csv, row 3 (after the header", "found 'x'", "as its training did"]),
+        (("dose", "inf"), ["rows.csv: ", "found inf in row 2. Correct the value"]),
+    ],
+)
+def test_d10_d14_the_advice_about_a_bad_value_is_one_for_prediction(
+    finished: Any, tmp_path: Path, change: tuple[str, str], said: list[str]
+) -> None:
+    model = load_bundle(bundle_folder(finished.result))
+    rows = finished.table.slice(0, 5).to_pydict()
+    column, value = change
+    rows[column] = [*map(str, rows[column][:2]), value, "1", "1"]
+    source = write_table(
+        tmp_path / "rows.csv",
+        pa.table(rows).cast(pa.schema([(name, pa.string()) for name in rows])),
+    )
+    with pytest.raises(DataError) as caught:
+        predict(model, source, tmp_path / "out.csv")
+    message = str(caught.value)
+    assert [each for each in said if each not in message] == []
+    for training in ("null_values", "declare", "exclude", "0 more"):
+        assert training not in message
+    with pytest.raises(DataError, match="orrect the value"):
+        model.predict(rows)
+
+
 def test_x15_a_class_that_a_spreadsheet_would_run_is_neutralised_in_csv_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
