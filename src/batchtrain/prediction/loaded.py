@@ -76,6 +76,8 @@ class PredictionCounts:
             found.append(
                 f"{self.not_finite} rows have no prediction: the model gives no finite number"
             )
+        if not self.rows:
+            found.append("there are 0 rows to predict on")
         if self.ignored:
             names = ", ".join(map(repr, self.ignored[:NAMED_COLUMNS]))
             more = ", ..." if len(self.ignored) > NAMED_COLUMNS else ""

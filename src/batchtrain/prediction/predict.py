@@ -10,22 +10,26 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from batchtrain.engines.embedded import EmbeddedEngine
-from batchtrain.engines.engine import Block, Engine, Tables
+from batchtrain.engines.engine import Block, BlockFunction, Engine, Results, Tables
 from batchtrain.engines.shipped import Shipped
-from batchtrain.errors import DataError, StorageError, UnsafeInputError
+from batchtrain.errors import DataError, NoRowsError, StorageError, UnsafeInputError
 from batchtrain.prediction.loaded import LoadedBundle, PredictionCounts
 from batchtrain.progress import Progress
 from batchtrain.tables import (
+    Source,
     column_names,
     neutralise_formulas,
+    num_files,
     open_source,
     source_contains,
 )
+from batchtrain.tables.types import ARROW_TYPES
 
 __all__ = ["Predicted", "predict_file"]
 
@@ -60,8 +64,8 @@ def predict_file(
 ) -> Predicted:
     """Predict on every row of a source; memory does not grow with its size.
 
-    The output appears under its name when it is whole. It is never written over a file that
-    exists, nor among the input's own files.
+    An input without rows gives an output without rows. The output appears under its name when it
+    is whole. It is never written over a file that exists, nor among the input's own files.
 
     Args:
         bundle: The model.
@@ -84,9 +88,7 @@ def predict_file(
     neutralised = 0
     work = partial(_predict_block, bundle.shipped(), source, out.suffix == ".csv")
     with (
-        closing(
-            engine.map_blocks(opened, bundle.columns, work, at_most=bundle.block_rows)
-        ) as results,
+        closing(_results(engine, opened, bundle, work)) as results,
         _new_file(out) as temporary,
         _writer(temporary, out.suffix) as write,
     ):
@@ -96,6 +98,22 @@ def predict_file(
             write(table)
             progress.working("rows predicted", counts.rows, None)
     return Predicted(out, counts, neutralised)
+
+
+def _results(engine: Engine, source: Source, bundle: LoadedBundle, work: BlockFunction) -> Results:
+    """What comes of each block; of a source without rows that of one block without rows."""
+    with closing(
+        engine.map_blocks(source, bundle.columns, work, at_most=bundle.block_rows)
+    ) as results:
+        try:
+            yield from results
+        except NoRowsError:
+            if source.kind == "csv" and num_files(source) > 1:
+                raise  # one file is empty, which says nothing about the others
+            arrays = {
+                name: pa.array([], ARROW_TYPES[kind]) for name, kind in bundle.columns.items()
+            }
+            yield work(Block(0, pa.table(arrays), np.empty(0, np.uint8)))
 
 
 def _predict_block(

@@ -454,14 +454,39 @@ def test_r26_an_output_that_storage_refuses_is_a_storage_error(
     assert all_files(tmp_path) == ["rows.csv"]
 
 
-def test_an_input_without_rows_is_refused_and_leaves_no_output(
-    finished: Any, tmp_path: Path
+@pytest.mark.parametrize("file", ["rows.parquet", "rows.csv"])
+@pytest.mark.parametrize("out", ["out.parquet", "out.csv"])
+def test_an_input_without_rows_gives_an_output_without_rows(
+    finished: Any, tmp_path: Path, file: str, out: str
 ) -> None:
     model = load_bundle(bundle_folder(finished.result))
-    source = write_table(tmp_path / "rows.parquet", finished.table.slice(0, 0))
-    with pytest.raises(DataError, match="rows"):
-        predict(model, source, tmp_path / "out.csv")
-    assert all_files(tmp_path) == ["rows.parquet"]
+    source = write_table(tmp_path / file, finished.table.slice(0, 0))
+    done = predict(model, source, tmp_path / out)
+    assert done.counts.rows == 0
+    assert any("0 rows" in sentence for sentence in done.counts.sentences())
+    expected = model.predict_table(finished.table)[0].schema
+    if out == "out.parquet":
+        assert pq.read_table(tmp_path / out).equals(expected.empty_table())
+    else:
+        assert (tmp_path / out).read_text().strip().replace('"', "").split(",") == expected.names
+
+
+def test_d09_an_input_without_rows_must_have_the_columns(finished: Any, tmp_path: Path) -> None:
+    model = load_bundle(bundle_folder(finished.result))
+    for file in ("rows.parquet", "rows.csv"):
+        source = write_table(tmp_path / file, finished.table.slice(0, 0).drop_columns(["age"]))
+        with pytest.raises(SchemaMismatchError, match="'age'"):
+            predict(model, source, tmp_path / "out.csv")
+
+
+def test_an_empty_csv_file_among_others_is_still_refused(finished: Any, tmp_path: Path) -> None:
+    model = load_bundle(bundle_folder(finished.result))
+    (tmp_path / "in").mkdir()
+    write_table(tmp_path / "in" / "a.csv", finished.table.slice(0, 0))
+    write_table(tmp_path / "in" / "b.csv", finished.table)
+    with pytest.raises(DataError, match=r"a\.csv.*rows"):
+        predict(model, tmp_path / "in", tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_a_bundle_works_wherever_it_is_copied(finished: Any, tmp_path: Path) -> None:
