@@ -123,7 +123,7 @@ def test_raw_rows_are_predicted_as_evaluation_did_in_the_targets_own_units(tmp_p
     assert (scale["mean"], scale["deviation"]) == result.prepared.target_statistics
 
 
-def test_d14_a_small_spread_around_a_large_mean_keeps_its_digits(tmp_path: Path) -> None:
+def test_a_small_spread_around_a_large_mean_keeps_its_digits(tmp_path: Path) -> None:
     table = quantity_table(160)
     table = with_target(table, 1.7e12 + table["y"].to_numpy())
     result = run_of(tmp_path, "run", table, "auto")
