@@ -4,6 +4,7 @@ BatchtrainError                     exit code 1
  +-- SpecError                      2    the spec is wrong; lists every problem at once
  +-- DataError                      2    the rows are wrong
  |    +-- SchemaMismatchError       2    a table does not have the columns or types it must have
+ |    +-- NoRowsError               2    a table without rows, where there must be some
  |    +-- UnsafeInputError          2    an input that is refused for safety (links, types, places)
  +-- StorageError                   1    storage cannot do what is asked
  |    +-- StorageUnavailableError   1    it may pass if tried again, and was tried again in vain
@@ -46,6 +47,7 @@ __all__ = [
     "InterruptedRunError",
     "LauncherLostError",
     "ModelRejectedError",
+    "NoRowsError",
     "OwnershipError",
     "PausedRunError",
     "Problem",
@@ -117,6 +119,10 @@ class DataError(BatchtrainError):
 
 class SchemaMismatchError(DataError):
     """A table lacks a column, or a column holds values of another type."""
+
+
+class NoRowsError(DataError):
+    """A table has no rows."""
 
 
 class UnsafeInputError(DataError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,7 @@ from batchtrain.spec.training import LossName
 __all__ = [
     "SCORE_ROWS",
     "CustomCode",
+    "Outputs",
     "Scored",
     "Scorer",
     "largest_difference",
@@ -52,6 +53,10 @@ LANE = 16
 """float32 values of one 64-byte vector. For products that are narrower, or whose rows do not begin
 at such a boundary, a BLAS takes kernels in which a row's last bits depend on its place (measured
 with MKL 2024.2: 1194 of 3396 models; none once both widths were multiples of this)."""
+
+
+Outputs: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.float64]
+"""Probabilities are float32; values of a regression float64, as their target's are."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +79,12 @@ class Scored:
     """The outputs for a block of raw rows.
 
     Attributes:
-        outputs: float32 `[n, K]`: probabilities by class code, or `[n, 1]` values. A row that is
-            not usable has NaN.
+        outputs: float32 `[n, K]`: probabilities by class code; or float64 `[n, 1]`: values in the
+            target's own units. A row that is not usable has NaN.
         features: What the rows became, with the counts of filled and unseen values.
     """
 
-    outputs: npt.NDArray[np.float32]
+    outputs: Outputs
     features: Features
 
 
@@ -107,12 +112,7 @@ class Scorer:
         self.preprocessor = preprocessor
         self._model = place_free(model.to("cpu").eval())
         self._loss = loss
-        self._target_scale = target_scale
-
-    @property
-    def unit(self) -> float:
-        """What an output is large or small against: the target's deviation where it is scaled."""
-        return 1.0 if self._target_scale is None else self._target_scale.deviation
+        self.target_scale = target_scale
 
     @classmethod
     def of(
@@ -175,8 +175,8 @@ class Scorer:
 
     def score_features(
         self, numeric: npt.NDArray[np.float32], codes: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.float32]:
-        """Score rows that are transformed already; float32 `[n, K]`, values in their own units."""
+    ) -> Outputs:
+        """Score rows that are transformed already; `[n, K]` as `Scored.outputs`."""
         parts = []
         # How rows are dealt to threads would show in the last bits.
         with plain_arithmetic(threads=1), torch.inference_mode():
@@ -189,7 +189,10 @@ class Scorer:
                 outputs_BK = activate(self._model(numeric_BF, codes_BC), self._loss)
                 parts.append(outputs_BK[: stop - start].numpy())
         outputs = np.concatenate(parts)
-        return outputs if self._target_scale is None else self._target_scale.restored(outputs)
+        if self.target_scale is not None:
+            return self.target_scale.restored(outputs)
+        is_class = self.preprocessor.target.task == "classification"
+        return outputs if is_class else outputs.astype(np.float64)
 
 
 class _PlaceFreeLinear(nn.Linear):
@@ -227,7 +230,7 @@ def place_free(model: nn.Module) -> nn.Module:
 def prediction_table(
     target: FittedTarget,
     row_id: npt.NDArray[np.int64],
-    outputs: npt.NDArray[np.float32],
+    outputs: Outputs,
 ) -> pa.Table:
     """Predictions as people read them: `row_id`, `prediction`, and a probability for each class.
 
@@ -246,30 +249,37 @@ def prediction_table(
     return pa.table(columns)
 
 
-def largest_difference(found: pa.Table, expected: pa.Table, *, unit: float = 1.0) -> float:
-    """How far two prediction tables are apart, relative to a unit or to the value if it is larger.
+def largest_difference(
+    found: pa.Table, expected: pa.Table, *, scale: TargetScale | None = None
+) -> float:
+    """How far two prediction tables are apart, relative to 1 or to the value if it is larger.
 
     Tables of other columns or rows, and other rows without a prediction, are infinitely far apart.
 
     Args:
         found: One table; 0 comes back if it equals the other.
-        expected: The other.
-        unit: See `Scorer.unit`: of a target in millions a value near 0 has no more digits than
-            any other.
+        expected: The other. Where it holds float32, as all did once, the found values are rounded
+            to that first.
+        scale: Of a target that is scaled. The model's digits are those of the scaled value: of a
+            target in millions a value near 0 has no more of them than any other.
     """
+    unit = 1.0 if scale is None else scale.deviation
     if found.column_names != expected.column_names or found.num_rows != expected.num_rows:
         return float("inf")
     largest = 0.0
     for name in expected.column_names:
         if not pa.types.is_floating(expected[name].type):
             continue
-        here = found[name].to_numpy().astype(np.float64)
+        kind = expected[name].type
+        here = found[name].cast(kind).to_numpy().astype(np.float64)
         there = expected[name].to_numpy().astype(np.float64)
         if not np.array_equal(np.isnan(here), np.isnan(there)):
             return float("inf")
         here, there = here[~np.isnan(here)], there[~np.isnan(there)]
         if len(here):
-            relative = np.abs(here - there) / np.maximum(unit, np.abs(there))
+            # What was rounded to float32 has the digits of the whole value, not of its spread.
+            middle = scale.mean if scale and pa.types.is_float64(kind) else 0.0
+            relative = np.abs(here - there) / np.maximum(unit, np.abs(there - middle))
             largest = max(largest, float(relative.max()))
     return largest
 

@@ -27,7 +27,7 @@ def kinds(choices: object) -> set[str]:
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_section_of_the_page_is_a_spec(section: str) -> None:
     spec = parse_spec(HEAD + section, "spec.yaml").spec
-    assert spec.model_fields_set & {"model", "training"}
+    assert spec.model_fields_set & {"model", "training", "evaluation"}
 
 
 @pytest.mark.parametrize("choices", [ModelSpec, OptimizerSpec, ScheduleSpec])

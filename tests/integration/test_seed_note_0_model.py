@@ -236,6 +236,8 @@ def test_seed_0_27_bundle_holds_all_that_prediction_needs(
     assert inputs["num_outputs"] == len(CLASSES)
     expected = drug200.predictions("test").to_pandas()
     found = load_bundle(elsewhere).predict(patients.loc[expected["row_id"]])
+    assert found.index.tolist() == expected["row_id"].tolist()
+    found = found.reset_index(drop=True)
     assert found.drop(columns="row_id").equals(expected.drop(columns="row_id"))
 
 

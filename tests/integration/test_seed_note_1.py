@@ -223,7 +223,7 @@ def test_seed_1_19_predictions_on_test_data_after_loading(
 
     done = predict_file(line.model, "line.parquet", out, base=tmp_path, progress=Progress())
 
-    assert (done.counts.rows, done.ignored) == (50, [])
+    assert (done.counts.rows, done.counts.ignored) == (50, [])
     predicted = pq.read_table(out)
     in_test = predicted["prediction"].to_numpy()[40:]
     assert in_test.tolist() == line.predictions("test")["prediction"].to_pylist()

@@ -51,7 +51,7 @@ def test_seed_4_1_numpy_to_float_tensors(tmp_path: Path, write_spec: Callable[[s
     expected = torch.as_tensor(x[run.row_ids("train")]).float()
     assert torch.equal(numeric[:, 0], expected)
     predicted = run.model.predict({"x": x[:5]})["prediction"]
-    assert predicted.dtype == np.float32
+    assert predicted.dtype == np.float64
     assert len(predicted) == 5
 
 

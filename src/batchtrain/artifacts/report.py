@@ -9,7 +9,8 @@ from batchtrain.artifacts.artifact import Artifact, ArtifactKind
 
 __all__ = ["EVALUATION_REPORT", "EvaluationReport"]
 
-EVALUATION_REPORT = ArtifactKind("evaluation_report", 1)
+EVALUATION_REPORT = ArtifactKind("evaluation_report", 2)
+"""2: the predictions of a regression are float64."""
 
 
 @dataclass(frozen=True)

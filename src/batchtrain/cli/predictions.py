@@ -93,9 +93,6 @@ def predict_table(
         chosen = _chosen_engine(loaded, data, engine, session, progress)
         done = predict_file(loaded, data, out, base=Path.cwd(), progress=progress, engine=chosen)
     sentences = done.counts.sentences()
-    if done.ignored:
-        names = ", ".join(map(repr, done.ignored[:10]))
-        sentences.append(f"{len(done.ignored)} columns are not used by the model: {names}")
     if done.neutralised:
         sentences.append(
             f"{done.neutralised} cells that a spreadsheet would run were quoted with an apostrophe"
@@ -104,18 +101,8 @@ def predict_table(
         print(plain(f"note: {sentence}"), file=sys.stderr)
     print(f"{done.counts.rows} predictions in {out}", file=sys.stderr if as_json else sys.stdout)
     if as_json:
-        print_json(
-            {
-                "out": str(out),
-                "rows": done.counts.rows,
-                "unusable": done.counts.unusable,
-                "not_finite": done.counts.not_finite,
-                "filled": done.counts.filled,
-                "unseen": done.counts.unseen,
-                "ignored": done.ignored,
-                "neutralised": done.neutralised,
-            }
-        )
+        numbers = done.counts.to_json()
+        print_json({"out": str(out), **numbers, "neutralised": done.neutralised})
 
 
 def _chosen_engine(

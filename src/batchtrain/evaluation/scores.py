@@ -46,7 +46,7 @@ class SplitScores:
         metrics: Metric to value; None where it is undefined.
         notes: Undefined metric to the reason.
         actual: float64 `[P]`, of a regression the targets of some rows spread over the split.
-        predicted: float32 `[P]`, the predictions for the same rows.
+        predicted: float64 `[P]`, of a regression the predictions for the same rows.
         feature: float32 `[P]`, their feature where the model sees one number only; else zeros.
         predictions: The published table of all rows; None where the split's are not published.
         matrix: Counts of true by predicted class, for the split whose matrix is shown.
@@ -56,7 +56,7 @@ class SplitScores:
     metrics: dict[str, float | None]
     notes: dict[str, str]
     actual: npt.NDArray[np.float64]
-    predicted: npt.NDArray[np.float32]
+    predicted: npt.NDArray[Any]
     feature: npt.NDArray[np.float32]
     predictions: pa.Table | None
     matrix: list[list[int]] | None

@@ -44,7 +44,7 @@ def score_shard(
         shard: Which one.
 
     Returns:
-        One table: outputs float32 `[n, K]`, target, row_id, and feature float32 where asked.
+        One table: the scorer's outputs, target, row_id, and feature float32 where asked.
     """
     rows = prepared.shard(*shard)
     outputs = scorer.get().score_features(rows.numeric, rows.codes)

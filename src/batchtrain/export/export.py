@@ -26,7 +26,7 @@ __all__ = ["TOLERANCE", "build_bundle"]
 
 TOLERANCE = 1e-5
 """What the last bits of a float32 product may make of an output, relative to the value, or to 1
-(the deviation of a scaled target) where that is larger."""
+where that is larger; of a scaled target relative to the scaled value."""
 
 
 def build_bundle(
@@ -79,15 +79,15 @@ def build_bundle(
 
     staged = _staged(trained, draft, content)
     scorer = Scorer.of(staged, weights="model.safetensors", preprocessor=fitted, code=code)
-    predicted = prediction_table(fitted.target, row_id, scorer.score(rows).outputs)
-    difference = largest_difference(predicted, _evaluated(report, row_id), unit=scorer.unit)
+    found = prediction_table(fitted.target, row_id, scorer.score(rows).outputs)
+    difference = largest_difference(found, _evaluated(report, row_id), scale=scorer.target_scale)
     if not difference <= TOLERANCE:
         raise VerificationError(
             f"the bundle {staged.url}: expected, for raw rows, the outputs of evaluation; found "
             f"others, by up to {difference:g}. A custom model must not look at the other rows of "
             "its batch; with a built-in one this is a fault of batchtrain, please report it"
         )
-    draft.add("golden_predictions.parquet", parquet_bytes(predicted))
+    draft.add("golden_predictions.parquet", parquet_bytes(found))
     return {**content, "golden_rows": len(row_id), "golden_difference": difference}
 
 

@@ -12,8 +12,8 @@ from batchtrain.scoring import CustomCode, Scorer, largest_difference, predictio
 __all__ = ["TOLERANCE", "Verification", "verify"]
 
 TOLERANCE = 1e-5
-"""Another CPU rounds in another way: outputs may differ by this much, relative to 1 (the deviation
-of a scaled target) or to the value where that is larger."""
+"""Another CPU rounds in another way: outputs may differ by this much, relative to 1 or to the
+value where that is larger; of a scaled target relative to the scaled value."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def verify(bundle: ModelBundle, code: CustomCode | None = None) -> Verification:
     )
     rows, row_id, expected = bundle.golden()
     found = prediction_table(fitted.target, row_id, scorer.score(rows).outputs)
-    difference = largest_difference(found, expected, unit=scorer.unit)
+    difference = largest_difference(found, expected, scale=scorer.target_scale)
     if not difference <= TOLERANCE:
         raise VerificationError(
             f"the bundle {bundle.artifact.url}: expected its golden outputs within {TOLERANCE:g}, "

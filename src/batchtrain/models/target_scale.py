@@ -35,11 +35,13 @@ class TargetScale:
         """Targets as the model learns them."""
         return (target - self.mean) / self.deviation
 
-    def restored(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """A model's outputs in the target's own units; computed in float64, rounded once."""
+    def restored(self, outputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+        """A model's outputs in the target's own units.
+
+        float32 would round away a spread that is small beside the mean, such as that of times.
+        """
         with np.errstate(over="ignore"):
-            values = outputs.astype(np.float64) * self.deviation + self.mean
-            return values.astype(np.float32)
+            return outputs.astype(np.float64) * self.deviation + self.mean
 
     def to_json(self) -> dict[str, float]:
         """The scale as a JSON object; the numbers keep all their digits."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +27,9 @@ __all__ = ["LoadedBundle", "PredictionCounts", "load_bundle"]
 
 BLOCK_ROWS = 65_536
 
+NAMED_COLUMNS = 10
+"""So many unused columns are named in a sentence."""
+
 
 @dataclass
 class PredictionCounts:
@@ -37,6 +41,7 @@ class PredictionCounts:
         not_finite: Rows without a prediction: the model gives no finite number for them.
         filled: Column to missing values that were replaced.
         unseen: Column to values that the training rows did not have; they count as unknown.
+        ignored: The columns of the rows that the model does not use, its target aside.
     """
 
     rows: int = 0
@@ -44,9 +49,10 @@ class PredictionCounts:
     not_finite: int = 0
     filled: Counter[str] = field(default_factory=Counter)
     unseen: Counter[str] = field(default_factory=Counter)
+    ignored: list[str] = field(default_factory=list)
 
     def add(self, other: PredictionCounts) -> None:
-        """Take the rows of another part."""
+        """Take the rows of another part, which has the same columns."""
         self.rows += other.rows
         self.unusable += other.unusable
         self.not_finite += other.not_finite
@@ -70,7 +76,17 @@ class PredictionCounts:
             found.append(
                 f"{self.not_finite} rows have no prediction: the model gives no finite number"
             )
+        if not self.rows:
+            found.append("there are 0 rows to predict on")
+        if self.ignored:
+            names = ", ".join(map(repr, self.ignored[:NAMED_COLUMNS]))
+            more = ", ..." if len(self.ignored) > NAMED_COLUMNS else ""
+            found.append(f"{len(self.ignored)} columns are not used by the model: {names}{more}")
         return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The counts as a JSON object; `predict --json` prints them, too."""
+        return {**asdict(self), "filled": dict(self.filled), "unseen": dict(self.unseen)}
 
 
 class LoadedBundle:
@@ -102,27 +118,38 @@ class LoadedBundle:
     def predict(self, rows: Rows) -> pd.DataFrame:
         """Predict on rows in memory.
 
+        What is filled, unknown, not used or without a prediction is a warning of the logger
+        `batchtrain`, one sentence for each kind.
+
         Args:
             rows: A DataFrame, an Arrow table, or a mapping from column to values. Columns that
                 the model does not know are ignored.
 
         Returns:
-            One row for each row given, in their order: `row_id`, `prediction`, and for a
-            classification a probability for each class.
+            One row for each row given, in their order and under the index of a DataFrame:
+            `row_id` (the number of the row, from 0), `prediction`, and for a classification a
+            probability for each class. Its `attrs["counts"]` has the numbers
+            of these warnings, as a JSON object of the fields of `PredictionCounts`.
 
         Raises:
             SchemaMismatchError: If a column is missing or holds values of another type.
         """
-        frame: pd.DataFrame = self.predict_table(frame_to_table(rows))[0].to_pandas()
+        table, counts = self.predict_table(frame_to_table(rows))
+        for sentence in counts.sentences():
+            logging.getLogger("batchtrain").warning("predict: %s", sentence)
+        frame: pd.DataFrame = table.to_pandas()
+        if hasattr(rows, "iloc"):  # pandas, without importing it
+            frame.index = rows.index
+        frame.attrs["counts"] = counts.to_json()
         return frame
 
     def predict_table(self, table: pa.Table) -> tuple[pa.Table, PredictionCounts]:
         """As `predict`, on an Arrow table of any column types that fit; with the counts."""
-        counts = PredictionCounts()
+        counts = PredictionCounts(ignored=self.ignored(table.column_names))
         parts = []
         for start in range(0, max(table.num_rows, 1), self.block_rows):
             rows = table.slice(start, self.block_rows)
-            block = conform(rows, self.columns, first_row=start, where="the rows")
+            block = conform(rows, self.columns, first_row=start, where="the rows", for_bundle=True)
             part, counted = self.predict_block(block, first_row=start)
             parts.append(part)
             counts.add(counted)

@@ -6,26 +6,30 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from batchtrain.engines.embedded import EmbeddedEngine
-from batchtrain.engines.engine import Block, Engine, Tables
+from batchtrain.engines.engine import Block, BlockFunction, Engine, Results, Tables
 from batchtrain.engines.shipped import Shipped
-from batchtrain.errors import DataError, StorageError, UnsafeInputError
+from batchtrain.errors import DataError, NoRowsError, StorageError, UnsafeInputError
 from batchtrain.prediction.loaded import LoadedBundle, PredictionCounts
 from batchtrain.progress import Progress
 from batchtrain.tables import (
+    Source,
     column_names,
     neutralise_formulas,
+    num_files,
     open_source,
     source_contains,
 )
+from batchtrain.tables.types import ARROW_TYPES
 
 __all__ = ["Predicted", "predict_file"]
 
@@ -41,13 +45,11 @@ class Predicted:
     Attributes:
         path: The file that was written.
         counts: What happened to the rows.
-        ignored: Columns of the input that the model does not use.
         neutralised: CSV cells and names that a spreadsheet would have run, now quoted.
     """
 
     path: Path
     counts: PredictionCounts
-    ignored: list[str]
     neutralised: int
 
 
@@ -62,8 +64,8 @@ def predict_file(
 ) -> Predicted:
     """Predict on every row of a source; memory does not grow with its size.
 
-    The output appears under its name when it is whole. It is never written over a file that
-    exists, nor among the input's own files.
+    An input without rows gives an output without rows. The output appears under its name when it
+    is whole. It is never written over a file that exists, nor among the input's own files.
 
     Args:
         bundle: The model.
@@ -80,14 +82,13 @@ def predict_file(
     """
     _check_output(source, out, base)
     engine = engine or EmbeddedEngine()
-    opened = open_source(source, base=base, null_values=bundle.content["null_values"])
-    counts = PredictionCounts()
+    found = open_source(source, base=base, null_values=bundle.content["null_values"])
+    opened = replace(found, for_bundle=True)
+    counts = PredictionCounts(ignored=bundle.ignored(column_names(opened)))
     neutralised = 0
-    work = partial(_predict_block, bundle.shipped(), out.suffix == ".csv")
+    work = partial(_predict_block, bundle.shipped(), source, out.suffix == ".csv")
     with (
-        closing(
-            engine.map_blocks(opened, bundle.columns, work, at_most=bundle.block_rows)
-        ) as results,
+        closing(_results(engine, opened, bundle, work)) as results,
         _new_file(out) as temporary,
         _writer(temporary, out.suffix) as write,
     ):
@@ -96,12 +97,33 @@ def predict_file(
             neutralised += numbers["neutralised"][0].as_py()
             write(table)
             progress.working("rows predicted", counts.rows, None)
-    return Predicted(out, counts, bundle.ignored(column_names(opened)), neutralised)
+    return Predicted(out, counts, neutralised)
 
 
-def _predict_block(bundle: Shipped[LoadedBundle], for_csv: bool, block: Block) -> Tables:
+def _results(engine: Engine, source: Source, bundle: LoadedBundle, work: BlockFunction) -> Results:
+    """What comes of each block; of a source without rows that of one block without rows."""
+    with closing(
+        engine.map_blocks(source, bundle.columns, work, at_most=bundle.block_rows)
+    ) as results:
+        try:
+            yield from results
+        except NoRowsError:
+            if source.kind == "csv" and num_files(source) > 1:
+                raise  # one file is empty, which says nothing about the others
+            arrays = {
+                name: pa.array([], ARROW_TYPES[kind]) for name, kind in bundle.columns.items()
+            }
+            yield work(Block(0, pa.table(arrays), np.empty(0, np.uint8)))
+
+
+def _predict_block(
+    bundle: Shipped[LoadedBundle], source: str, for_csv: bool, block: Block
+) -> Tables:
     """The predictions for a block, and what happened to its rows; for any process."""
-    table, counts = bundle.get().predict_block(block.table, first_row=block.first_row)
+    try:
+        table, counts = bundle.get().predict_block(block.table, first_row=block.first_row)
+    except DataError as error:
+        raise type(error)(f"{source}: {error}") from error
     neutralised = 0
     if for_csv:
         table, neutralised = neutralise_formulas(table)

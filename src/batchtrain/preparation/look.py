@@ -119,8 +119,10 @@ def look(
 
 
 def _is_doubtful(asked: ColumnType, found: str) -> bool:
-    """Whether a value may not fit: text for a number, or anything else for true and false."""
-    return (found == "string" and asked != "string") or (asked == "boolean" and found != "boolean")
+    """Whether a value may not fit: text for a number, a fraction as a category, flags of others."""
+    if asked == "string":
+        return found == "number"
+    return found == "string" or (asked == "boolean" and found != "boolean")
 
 
 def _unreadable_columns(

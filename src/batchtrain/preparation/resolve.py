@@ -89,7 +89,7 @@ class TargetFacts:
 
 
 def resolve_columns(
-    data: DataSpec, schema: TableSchema, where: Callable[[str], str]
+    data: DataSpec, schema: TableSchema, where: Callable[[str], str], *, is_text: bool
 ) -> ResolvedColumns | list[Problem]:
     """Give every column of the table its kind, or list all that is wrong.
 
@@ -97,6 +97,7 @@ def resolve_columns(
         data: The section as it was written.
         schema: The columns and types, from a scan of all rows.
         where: Dotted key to `file:line:column`.
+        is_text: Whether the files hold text, so that a column of numbers has fractions or points.
     """
     names = list(schema.columns)
     by = split_column(data.split)
@@ -126,15 +127,14 @@ def resolve_columns(
             detail = "it decides the split, and is a feature only where it is declared"
             changes.append(Change("excluded", name, schema.num_rows, detail))
         elif declared is not None:
-            problem = _declared_problem(name, declared, schema, where)
+            problem = _declared_problem(name, declared, schema, where, is_text)
             problems.extend([problem] if problem else [])
             columns[name] = declared
         elif isinstance(found, Unsupported):
             problems.append(_unsupported(name, found, None, where))
         elif schema.missing.get(name, 0) == schema.num_rows:
-            changes.append(
-                Change("excluded", name, schema.num_rows, "no row has a value in this column")
-            )
+            detail = "no row has a value in this column"
+            changes.append(Change("excluded", name, schema.num_rows, detail))
         else:
             columns[name] = INFERRED[found]
     if not columns and not problems:
@@ -269,7 +269,11 @@ def _weight_problems(
 
 
 def _declared_problem(
-    name: str, declared: ColumnSpec, schema: TableSchema, where: Callable[[str], str]
+    name: str,
+    declared: ColumnSpec,
+    schema: TableSchema,
+    where: Callable[[str], str],
+    is_text: bool,
 ) -> Problem | None:
     """What a declared kind cannot read."""
     found = schema.columns[name]
@@ -277,6 +281,8 @@ def _declared_problem(
         if found.arrow_type.startswith(READABLE.get(declared.kind, ())):
             return None
         return _unsupported(name, found, declared, where)
+    if isinstance(declared, CategoricalColumn) and found == "number" and not is_text:
+        return None  # whole numbers, where one is missing; else the cells say it when they are read
     is_empty = schema.missing.get(name, 0) == schema.num_rows
     return _kind_mismatch(name, declared, "no value" if is_empty else found, where)
 

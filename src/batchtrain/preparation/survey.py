@@ -120,7 +120,8 @@ def survey(
     with closing(engine.map_items(items, partial(scan_item, source))) as parts:
         schema = merge_scans(source, items, parts)
     reader = ColumnReader(source, schema, engine)
-    resolved = resolve_columns(data, schema, where)
+    is_text = source.kind in {"csv", "jsonl"}
+    resolved = resolve_columns(data, schema, where, is_text=is_text)
     if isinstance(resolved, list):
         raise SpecError(resolved)
     target_type, target = _read_target(data, reader, where)

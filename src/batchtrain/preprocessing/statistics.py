@@ -25,6 +25,7 @@ from batchtrain.spec.data import (
     TextColumn,
     VectorColumn,
 )
+from batchtrain.tables import other_rows
 
 __all__ = [
     "CategoryStatistics",
@@ -240,8 +241,8 @@ def _numeric(
     if infinite.any():
         raise DataError(
             f"column {name!r}: expected finite numbers, found {values[infinite][0]} in row "
-            f"{row_id[np.argmax(infinite)]} and {int(infinite.sum()) - 1} more rows of its block. "
-            f"Clean the column, or list it under data.exclude"
+            f"{row_id[np.argmax(infinite)]}{other_rows(infinite)}. Clean the column, or list it "
+            "under data.exclude"
         )
     present = values[~np.isnan(values)]
     if not len(present):

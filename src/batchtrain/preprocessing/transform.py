@@ -13,6 +13,7 @@ from batchtrain.errors import DataError
 from batchtrain.preprocessing.fitted import FittedColumn, FittedPreprocessor, FittedTarget
 from batchtrain.preprocessing.statistics import numbers
 from batchtrain.preprocessing.wide import write_features
+from batchtrain.tables import other_rows
 
 RowIds = npt.NDArray[np.int64]
 
@@ -138,7 +139,7 @@ def row_weights(name: str, column: pa.ChunkedArray, *, row_id: RowIds) -> npt.ND
         found = "no value" if np.isnan(values[row]) else f"{values[row]}"
         raise DataError(
             f"column of weights {name!r}: expected 0 or a finite number above it, within float32, "
-            f"found {found} in row {row_id[row]} and {int(bad.sum()) - 1} more rows of its block. "
+            f"found {found} in row {row_id[row]}{other_rows(bad)}. "
             "Give each row a weight; 0 leaves it out of the losses"
         )
     return weights
@@ -158,8 +159,8 @@ def _refuse_missing(column: FittedColumn, missing: npt.NDArray[np.bool_], row_id
     if column.missing == "error":
         raise DataError(
             f"column {column.name!r}: expected a value in every row (its policy is "
-            f"`missing: error`), found none in row {row_id[np.argmax(missing)]} "
-            f"and {int(missing.sum()) - 1} more rows. Fill it, or choose another policy"
+            f"`missing: error`), found none in row {row_id[np.argmax(missing)]}"
+            f"{other_rows(missing)}. Fill it, or train with another policy"
         )
 
 
@@ -177,7 +178,7 @@ def _scaled(
         row = int(np.argmax(bad))
         raise DataError(
             f"column {column.name!r}: expected finite numbers within float32, found {raw[row]} "
-            f"in row {row_id[row]} and {int(bad.sum()) - 1} more rows. Clean the column"
+            f"in row {row_id[row]}{other_rows(bad)}. Correct the value, or make it a missing one"
         )
     return scaled
 

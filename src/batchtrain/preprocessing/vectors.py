@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from batchtrain.errors import DataError, SchemaMismatchError
 from batchtrain.preprocessing.fitted_wide import FittedVector
+from batchtrain.tables import other_rows
 
 __all__ = ["check_sizes", "pieces_of_vectors", "write_numbers"]
 
@@ -40,8 +41,8 @@ def check_sizes(values: pa.ChunkedArray, size: int, *, name: str, row_id: RowIds
         row = int(np.argmax(wrong))
         raise SchemaMismatchError(
             f"column {name!r}: expected lists of {size} numbers (its `size`), found {lengths[row]} "
-            f"in row {row_id[row]} and other lengths in {int(wrong.sum()) - 1} more rows of its "
-            "block. Correct the row, or the `size`"
+            f"in row {row_id[row]}{other_rows(wrong)}. Correct the row, or train with "
+            "another `size`"
         )
 
 
@@ -91,6 +92,6 @@ def write_numbers(
             raise DataError(
                 f"column {name!r}: expected numbers that are within float32 when they are scaled, "
                 f"found {numbers[row, place]} at place {place} in row {row_id[places[row]]}, "
-                f"{math.inf} after scaling. Clean the column, or set `scale: none`"
+                f"{math.inf} after scaling. Correct the row, or train with `scale: none`"
             )
         out[places] = scaled

@@ -46,9 +46,11 @@ class EvaluationSpec(SpecModel):
     """What is measured, and what a model must reach to be exported."""
 
     metrics: Literal["auto"] | tuple[MetricName, ...] = "auto"
-    """`auto`: all that suit the task."""
+    """`auto`: all that suit the task. `precision` and `recall` are macro averages, as
+    `f1_macro` is: the mean of the classes' own values, of two classes too."""
     require: dict[MetricName, Threshold] = {}
-    """Metric to threshold on the test split, such as `accuracy: ">= 0.9"`."""
+    """Metric to threshold on the test split, such as `accuracy: ">= 0.9"`; `precision` and `recall`
+    are the mean over all classes, not those of one class."""
 
     @model_validator(mode="after")
     def _required_metrics_are_measured(self) -> EvaluationSpec:

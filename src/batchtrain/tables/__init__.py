@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from batchtrain.tables.blocks import BLOCK_ROWS, count_rows, read_blocks, read_unit
-from batchtrain.tables.conform import conform
+from batchtrain.tables.conform import conform, other_rows
 from batchtrain.tables.discovery import source_contains
 from batchtrain.tables.formulas import neutralise_formulas
 from batchtrain.tables.frames import Rows, frame_to_table
@@ -46,6 +46,7 @@ __all__ = [
     "num_files",
     "open_source",
     "open_splits",
+    "other_rows",
     "plan_units",
     "read_blocks",
     "read_unit",

@@ -195,6 +195,7 @@ def _conformed(
         where=where_of(source, place),
         row_in_file=in_file if source.kind in {"csv", "jsonl"} else None,
         has_header=source.kind == "csv",
+        for_bundle=source.for_bundle,
     )
 
 

@@ -23,7 +23,11 @@ from batchtrain.tables.times import is_temporal, parse_times, temporal_to_times
 from batchtrain.tables.types import ARROW_TYPES, ColumnType, Unsupported, column_type
 from batchtrain.tables.wide import WIDE_MISFITS, to_images, to_vectors
 
-__all__ = ["conform", "plain_values"]
+__all__ = ["conform", "other_rows", "plain_values"]
+
+FOR_A_BUNDLE = (
+    "Correct the value, or make it a missing one: a bundle reads a column as its training did"
+)
 
 
 def conform(
@@ -34,12 +38,14 @@ def conform(
     where: str,
     row_in_file: int | None = None,
     has_header: bool = True,
+    for_bundle: bool = False,
 ) -> pa.Table:
     """Give the asked columns, in the asked order, in their one Arrow type each.
 
     Only casts without loss are made: a whole number becomes a float up to 2**53, a float without
     a fraction becomes an integer, 0 and 1 become flags, text that spells a value becomes it, and
-    integers and flags become their text. Dates and times lose what is finer than a microsecond, the
+    integers and flags become their text; floats without a fraction too, since pandas keeps whole
+    numbers as such where one is missing. Dates and times lose what is finer than a microsecond, the
     numbers of lists what is finer than float32.
     NaN is a missing value: it comes back as null. Columns that are not asked for are ignored.
 
@@ -50,6 +56,7 @@ def conform(
         where: The file or place, for messages.
         row_in_file: How many rows of its text file come before the table, for messages.
         has_header: Whether column names stand before the rows of that file.
+        for_bundle: Whether the types are those of a bundle, which nobody can change, for messages.
 
     Returns:
         The same number of rows; one chunk a column.
@@ -71,7 +78,7 @@ def conform(
             if row_in_file is not None:
                 after = "after the header; " if has_header else ""
                 place = f"row {row_in_file + row + 1} ({after}{place})"
-            raise _misfit(name, wanted, values, bad, f"{where}, {place}")
+            raise _misfit(name, wanted, values, bad, f"{where}, {place}", for_bundle)
         arrays[name] = converted
     return pa.table(arrays)
 
@@ -137,33 +144,44 @@ def _to_text(values: pa.Array) -> tuple[pa.Array, Mask]:
     return values.cast(pa.string()), np.zeros(len(values), dtype=np.bool_)
 
 
+def _numbers_to_text(values: pa.Array) -> tuple[pa.Array, Mask]:
+    """The text of the integers that they are; beyond 2**53 a float may be another one, rounded."""
+    integers, bad = _numbers_to_integers(values)
+    bad |= np.abs(np.asarray(pc.fill_null(values, 0.0))) >= MAX_EXACT
+    return integers.cast(pa.string()), bad
+
+
 Conversion = Callable[[pa.Array], tuple[pa.Array, Mask]]
 
 CONVERSIONS: Mapping[ColumnType, Mapping[ColumnType, Conversion]] = {
     "integer": {"number": _numbers_to_integers, "string": parse_integers},
     "number": {"integer": _integers_to_numbers, "string": parse_numbers},
     "boolean": {"integer": _to_booleans, "number": _to_booleans, "string": parse_booleans},
-    "string": {"integer": _to_text, "boolean": _to_text},
+    "string": {"integer": _to_text, "number": _numbers_to_text, "boolean": _to_text},
     "time": {"string": parse_times},
 }
 """Wanted type to found type to how one becomes the other; what is not listed does not."""
 
 
 def _misfit(
-    name: str, wanted: ColumnType, values: pa.Array, bad: Mask, where: str
+    name: str, wanted: ColumnType, values: pa.Array, bad: Mask, where: str, for_bundle: bool
 ) -> SchemaMismatchError:
     cell = values[int(np.argmax(bad))]
     if wanted in WIDE_MISFITS:
         expected, said, advice = WIDE_MISFITS[wanted](cell)
+        advice = FOR_A_BUNDLE if for_bundle else advice
         return SchemaMismatchError(
-            f"column {name!r} of {where}: expected {expected}, found {said}{_others(bad)}. {advice}"
+            f"column {name!r} of {where}: expected {expected}, found {said}"
+            f"{other_rows(bad)}. {advice}"
         )
     try:
         found = cell.as_py()
     except (OverflowError, ValueError):  # a time that Python cannot hold
         found = cell.cast(pa.int64()).as_py()
     kind = column_type(values.type)
-    if wanted == "time":
+    if for_bundle:
+        advice = FOR_A_BUNDLE
+    elif wanted == "time":
         advice = "Write times as 2026-11-21 or 2026-11-21T08:30:00Z, or as numbers"
     elif kind == "string":
         advice = (
@@ -171,17 +189,21 @@ def _misfit(
             "missing; or declare another kind for the column"
         )
     elif wanted == "string" and kind == "number":
-        advice = "Fractions have no one text: declare the column numeric, or write it as text"
+        advice = (
+            "Only whole numbers below 2**53 have one text: declare the column numeric, or write it "
+            "as text"
+        )
     elif kind == "integer" and wanted in {"number", "integer"}:
         advice = "It is too large to be exact: declare the column categorical, or exclude it"
     else:
         advice = "Convert the column, declare another kind for it, or exclude it"
     return SchemaMismatchError(
         f"column {name!r} of {where}: expected {wanted}, found {found!r}"
-        f"{'' if kind == 'string' else f' of type {values.type}'}{_others(bad)}. {advice}"
+        f"{'' if kind == 'string' else f' of type {values.type}'}{other_rows(bad)}. {advice}"
     )
 
 
-def _others(bad: Mask) -> str:
+def other_rows(bad: Mask) -> str:
+    """Where else a value is bad, after the first row that a message names; empty for nowhere."""
     more = int(bad.sum()) - 1
     return f" (and in at least {more} more row{'s' if more > 1 else ''})" if more else ""

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from batchtrain.errors import DataError
+from batchtrain.errors import DataError, NoRowsError
 from batchtrain.tables.checked_text import CheckedText
 from batchtrain.tables.names import check_names, require_columns
 from batchtrain.tables.source import SourceFile, opened
@@ -240,8 +240,8 @@ def _arrow(file: SourceFile, error: pa.ArrowInvalid) -> str:
     )
 
 
-def _no_rows(file: SourceFile) -> DataError:
-    return DataError(
+def _no_rows(file: SourceFile) -> NoRowsError:
+    return NoRowsError(
         f"{file.path}: expected rows below the column names, found none (0 rows). "
         "Write the file again, or remove it from the input"
     )

@@ -13,7 +13,7 @@ from functools import cache
 from io import BufferedReader
 from pathlib import Path
 
-from batchtrain.errors import DataError
+from batchtrain.errors import DataError, NoRowsError
 from batchtrain.tables.discovery import LOCAL, Discovery, discover
 from batchtrain.tables.formats import FORMATS, SourceKind, format_of
 from batchtrain.tables.hugging_face import discover_hugging_face, is_hugging_face
@@ -72,6 +72,7 @@ class Source:
         splits: The split of each file, where the source has splits of its own; else empty.
         hashes: What stands for its content, where that is known: name and sha256 of the rows of a
             class of the user's, which are in these files for a while; else empty.
+        for_bundle: Whether a bundle predicts on the rows, whose types nobody can change any more.
     """
 
     text: str
@@ -82,6 +83,7 @@ class Source:
     sample: str = ""
     splits: tuple[str, ...] = ()
     hashes: tuple[tuple[str, str], ...] = ()
+    for_bundle: bool = False
 
 
 def open_source(source: str, *, base: Path, null_values: Sequence[str]) -> Source:
@@ -169,9 +171,9 @@ def where_of(source: Source, place: int) -> str:
     return f"sample:{source.sample}" if source.kind == "sample" else str(source.files[place].path)
 
 
-def no_rows(source: Source) -> DataError:
+def no_rows(source: Source) -> NoRowsError:
     """The error for a source without any row."""
-    return DataError(f"source {source.text!r}: expected rows, found none. Use other files")
+    return NoRowsError(f"source {source.text!r}: expected rows, found none. Use other files")
 
 
 def require_unchanged(file: SourceFile) -> None:

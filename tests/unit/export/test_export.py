@@ -14,6 +14,7 @@ import pytest
 from batchtrain.artifacts.artifact import MANIFEST
 from batchtrain.artifacts.bundle import ModelBundle
 from batchtrain.artifacts.manifest import FileEntry, Manifest
+from batchtrain.artifacts.parquet_bytes import parquet_bytes
 from batchtrain.errors import (
     ArtifactError,
     BatchtrainError,
@@ -127,6 +128,16 @@ def test_a_bundle_that_computes_otherwise_does_not_verify(finished: Any, tmp_pat
     changed = {"preprocess.json": json.dumps(renamed).encode()}
     with pytest.raises(VerificationError):
         verify(republished(bundle, tmp_path / "classes", changed))
+
+
+def test_a_bundle_whose_golden_predictions_are_float32_verifies(tmp_path: Path) -> None:
+    bundle = run(spec_for(tmp_path, quantity_table(60), target="y")).bundle
+    assert bundle is not None
+    _rows, _row_id, expected = bundle.golden()
+    schema = pa.schema([("row_id", pa.int64()), ("prediction", pa.float32())])
+    recorded = parquet_bytes(expected.cast(schema))
+    files = {"golden_predictions.parquet": recorded}
+    assert verify(republished(bundle, tmp_path / "earlier", files)).exact
 
 
 def test_x08_weights_of_another_shape_are_refused(finished: Any, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from batchtrain.errors import (
     BatchtrainError,
     DataError,
     SchemaMismatchError,
+    SpecError,
     StorageError,
     UnsafeInputError,
 )
@@ -73,10 +74,8 @@ def without_id(table: pa.Table) -> pa.Table:
 def same_bits(found: pa.Table, expected: pa.Table) -> bool:
     """As `equals`, but -0.0 and 0.0 are different."""
     return found.schema == expected.schema and all(
-        np.array_equal(
-            found[name].to_numpy().view(np.int32), expected[name].to_numpy().view(np.int32)
-        )
-        if pa.types.is_float32(found.schema.field(name).type)
+        found[name].to_numpy().tobytes() == expected[name].to_numpy().tobytes()
+        if pa.types.is_floating(found.schema.field(name).type)
         else found[name].equals(expected[name])
         for name in expected.column_names
     )
@@ -89,6 +88,33 @@ MODELS: dict[str, dict[str, Any]] = {
     "mlp 128-64, mixed": {"table": "mixed", "model": {"kind": "mlp", "hidden": [128, 64]}},
     "mlp 9, mixed": {"table": "mixed", "model": {"kind": "mlp", "hidden": [9]}},
 }
+
+
+@pytest.mark.parametrize("file", ["rows.csv", "rows.parquet"])
+def test_p9_a_category_of_whole_numbers_is_the_same_in_floats(tmp_path: Path, file: str) -> None:
+    level = np.arange(90) % 3
+    floats = pa.array(level.astype(np.float64), mask=level == 1)
+    wholes = floats.cast(pa.int64())
+    labels = pa.array(np.array(["a", "b", "c"])[level])
+    trained_on = floats if file == "rows.parquet" else wholes
+    rows = pa.table({"level": trained_on, "label": labels})
+    data = {"columns": {"level": {"kind": "categorical", "missing": "unknown"}}}
+    model = load_bundle(bundle_folder(run(spec_for(tmp_path, rows, file=file, data=data))))
+    assert model.preprocessor.columns[0].categories == ("0", "2")
+    expected, counts = model.predict_table(pa.table({"level": wholes}))
+    assert not counts.unseen
+    frame = pa.table({"level": floats}).to_pandas()
+    assert frame["level"].dtype == np.float64
+    assert model.predict(frame)["prediction"].tolist() == expected["prediction"].to_pylist()
+    with pytest.raises(SchemaMismatchError, match=r"found 0\.5"):
+        model.predict({"level": [0.0, 0.5]})
+
+
+def test_d10_a_fraction_as_a_category_is_refused_before_training(tmp_path: Path) -> None:
+    rows = pa.table({"level": [0.0, 1.0, 2.5] * 20, "label": ["a", "b", "c"] * 20})
+    data = {"columns": {"level": {"kind": "categorical"}}}
+    with pytest.raises(SpecError, match=r"found 2\.5.* whole numbers"):
+        run(spec_for(tmp_path, rows, data=data), last="prepare")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -161,6 +187,19 @@ def test_a_frame_comes_back_as_a_frame_with_names_and_probabilities(finished: An
     assert found["prediction"].tolist() == ["abc"[code] for code in probabilities.argmax(axis=1)]
 
 
+def test_a_frame_keeps_its_index_so_that_predictions_can_be_joined(finished: Any) -> None:
+    model = load_bundle(bundle_folder(finished.result))
+    whole = finished.table.to_pandas()
+    expected = model.predict(whole)["prediction"]
+    some = whole[whole["age"] > 40].sample(frac=1, random_state=0)
+    some["predicted"] = model.predict(some)["prediction"]
+    assert 0 < len(some) < len(whole)
+    assert some["predicted"].tolist() == expected[some.index].tolist()
+    named = whole.set_index(pd.MultiIndex.from_product([["a", "b"], range(200)], names=["k", "n"]))
+    assert model.predict(named).index.equals(named.index)
+    assert model.predict(whole.iloc[:0]).index.equals(whole.index[:0])
+
+
 def test_a_single_row_is_predicted_as_it_would_be_among_others(finished: Any) -> None:
     model = load_bundle(bundle_folder(finished.result))
     rows = finished.table.slice(0, 30).to_pylist()
@@ -199,11 +238,32 @@ def test_d08_what_happens_to_the_rows_is_counted_and_said(tmp_path: Path) -> Non
     assert (counts.rows, counts.unusable) == (3, 1)
     assert counts.filled == {"age": 1, "pressure": 1, "smoker": 1}
     assert counts.unseen == {"pressure": 1}
-    assert len(counts.sentences()) == 5
+    assert counts.ignored == ["more"]
+    assert len(counts.sentences()) == 6
     assert model.ignored([*table.column_names, "label"]) == ["more"]
     # The rows that can be used are not touched by the one that cannot.
     alone, _counts = model.predict_table(table.slice(1))
     assert same_bits(without_id(alone), without_id(found.slice(1)))
+
+
+def test_d08_in_python_it_is_logged_and_the_numbers_come_with_the_frame(
+    finished: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load_bundle(bundle_folder(finished.result))
+    rows = finished.table.slice(0, 3).to_pydict()
+    rows |= {"age": [20, None, 40], "pressure": ["LOW", "LOW", "strange"], "more": [1, 2, 3]}
+    found = model.predict(rows)
+    counts = found.attrs["counts"]
+    assert (counts["rows"], counts["unseen"], counts["ignored"]) == (3, {"pressure": 1}, ["more"])
+    assert counts["filled"]["age"] == 1
+    assert {record.name for record in caplog.records} == {"batchtrain"}
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * len(caplog.records)
+    for said in ("'age' were filled", "'pressure' do not occur", "not used by the model: 'more'"):
+        assert said in caplog.text
+    # The command prints them itself.
+    caplog.clear()
+    model.predict_table(pa.table(rows))
+    assert not caplog.records
 
 
 LOGARITHM = """
@@ -260,6 +320,34 @@ def test_d09_d10_a_table_that_does_not_fit_gets_a_sentence(
     model = load_bundle(bundle_folder(finished.result))
     with pytest.raises(SchemaMismatchError, match=error):
         model.predict_table(change(finished.table))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("age", "x"), ["rows.csv, row 3 (after the header", "found 'x'", "as its training did"]),
+        (("dose", "inf"), ["rows.csv: ", "found inf in row 2. Correct the value"]),
+    ],
+)
+def test_d10_d14_the_advice_about_a_bad_value_is_one_for_prediction(
+    finished: Any, tmp_path: Path, change: tuple[str, str], said: list[str]
+) -> None:
+    model = load_bundle(bundle_folder(finished.result))
+    rows = finished.table.slice(0, 5).to_pydict()
+    column, value = change
+    rows[column] = [*map(str, rows[column][:2]), value, "1", "1"]
+    source = write_table(
+        tmp_path / "rows.csv",
+        pa.table(rows).cast(pa.schema([(name, pa.string()) for name in rows])),
+    )
+    with pytest.raises(DataError) as caught:
+        predict(model, source, tmp_path / "out.csv")
+    message = str(caught.value)
+    assert [each for each in said if each not in message] == []
+    for training in ("null_values", "declare", "exclude", "0 more"):
+        assert training not in message
+    with pytest.raises(DataError, match="orrect the value"):
+        model.predict(rows)
 
 
 def test_x15_a_class_that_a_spreadsheet_would_run_is_neutralised_in_csv_only(
@@ -366,14 +454,39 @@ def test_r26_an_output_that_storage_refuses_is_a_storage_error(
     assert all_files(tmp_path) == ["rows.csv"]
 
 
-def test_an_input_without_rows_is_refused_and_leaves_no_output(
-    finished: Any, tmp_path: Path
+@pytest.mark.parametrize("file", ["rows.parquet", "rows.csv"])
+@pytest.mark.parametrize("out", ["out.parquet", "out.csv"])
+def test_an_input_without_rows_gives_an_output_without_rows(
+    finished: Any, tmp_path: Path, file: str, out: str
 ) -> None:
     model = load_bundle(bundle_folder(finished.result))
-    source = write_table(tmp_path / "rows.parquet", finished.table.slice(0, 0))
-    with pytest.raises(DataError, match="rows"):
-        predict(model, source, tmp_path / "out.csv")
-    assert all_files(tmp_path) == ["rows.parquet"]
+    source = write_table(tmp_path / file, finished.table.slice(0, 0))
+    done = predict(model, source, tmp_path / out)
+    assert done.counts.rows == 0
+    assert any("0 rows" in sentence for sentence in done.counts.sentences())
+    expected = model.predict_table(finished.table)[0].schema
+    if out == "out.parquet":
+        assert pq.read_table(tmp_path / out).equals(expected.empty_table())
+    else:
+        assert (tmp_path / out).read_text().strip().replace('"', "").split(",") == expected.names
+
+
+def test_d09_an_input_without_rows_must_have_the_columns(finished: Any, tmp_path: Path) -> None:
+    model = load_bundle(bundle_folder(finished.result))
+    for file in ("rows.parquet", "rows.csv"):
+        source = write_table(tmp_path / file, finished.table.slice(0, 0).drop_columns(["age"]))
+        with pytest.raises(SchemaMismatchError, match="'age'"):
+            predict(model, source, tmp_path / "out.csv")
+
+
+def test_an_empty_csv_file_among_others_is_still_refused(finished: Any, tmp_path: Path) -> None:
+    model = load_bundle(bundle_folder(finished.result))
+    (tmp_path / "in").mkdir()
+    write_table(tmp_path / "in" / "a.csv", finished.table.slice(0, 0))
+    write_table(tmp_path / "in" / "b.csv", finished.table)
+    with pytest.raises(DataError, match=r"a\.csv.*rows"):
+        predict(model, tmp_path / "in", tmp_path / "out.csv")
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_a_bundle_works_wherever_it_is_copied(finished: Any, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_weight_that_is_none_names_its_row(tmp_path: Path, bad: Any, found: st
         prepared_of(tmp_path, weighted(quantity_table(60), weights), "y", **WEIGHTED)
     message = str(caught.value)
     assert "column of weights 'w': expected 0 or a finite number above it" in message
-    assert f"found {found} in row 37 and" in message
+    assert f"found {found} in row 37. Give" in message
 
 
 def test_a_row_that_is_dropped_needs_no_weight(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def test_each_policy_for_a_missing_image_does_what_it_says() -> None:
     found = apply(column(), [PNG, None])
     assert (found.filled, found.usable.tolist()) == ({}, [True, False])
     assert not found.numeric[1].any()
-    with pytest.raises(DataError, match=r"'scan'.*row 8 "):
+    with pytest.raises(DataError, match=r"'scan'.*row 8\."):
         apply(column(missing="error"), [PNG, None], first=7)
 
 

@@ -113,7 +113,7 @@ def test_each_policy_for_a_missing_text_does_what_it_says() -> None:
     assert not empty.numeric[1:, :32].any()
     assert empty.numeric[:, 32].tolist() == [0.0, 1.0, 2.0]
     assert (dropped.filled, dropped.usable.tolist()) == ({}, [True, False, True])
-    with pytest.raises(DataError, match=r"'review'.*row 8 "):
+    with pytest.raises(DataError, match=r"'review'.*row 8\."):
         found("error")
 
 

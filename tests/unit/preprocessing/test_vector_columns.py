@@ -228,13 +228,13 @@ def test_each_policy_for_a_missing_list_does_what_it_says() -> None:
     assert plain.numeric.tolist() == [[7.0, 1.0, 1.0], [0.0, 0.0, 0.0]]
     dropped = apply(replace(COLUMN, missing="drop"), rows)
     assert (dropped.filled, dropped.usable.tolist()) == ({}, [True, False])
-    with pytest.raises(DataError, match=r"'v'.*row 9 "):
+    with pytest.raises(DataError, match=r"'v'.*row 9\."):
         apply(replace(COLUMN, missing="error"), rows, first=8)
 
 
 def test_a_list_of_another_length_is_named_with_its_row() -> None:
     with pytest.raises(
-        SchemaMismatchError, match=r"'v'.*lists of 3 numbers.*found 2 in row 41 and"
+        SchemaMismatchError, match=r"'v'.*lists of 3 numbers.*found 2 in row 41 .and in"
     ):
         apply(COLUMN, [[1.0, 2.0, 3.0], [1.0, 2.0], None, []], first=40)
 
@@ -345,7 +345,7 @@ def with_row(row: int, value: Any) -> pa.Table:
 @pytest.mark.parametrize(
     ("table", "fragments"),
     [
-        (with_row(3, [[1, 2]] * 2), ["lists of 6 numbers", "found 4 in row 3 "]),
+        (with_row(3, [[1, 2]] * 2), ["lists of 6 numbers", "found 4 in row 3"]),
         (with_row(59, [[1, 2, None]] * 2), ["row_id 59", "none at place 2"]),
         (with_row(50, [[1, 2, 3], [4, 5]]), ["row_id 50", "inner lists of one length"]),
         (table_of().set_column(0, "v", pa.array(["x"] * 60)), ["declared vector", "holds text"]),

@@ -74,6 +74,10 @@ def test_a_frame_a_table_and_a_mapping_give_the_same() -> None:
     [
         (True, "string", "true"),
         (5, "string", "5"),
+        (2.0, "string", "2"),
+        (-0.0, "string", "0"),
+        (2.0**53 - 1, "string", "9007199254740991"),
+        (float("nan"), "string", None),
         (-0.0, "integer", 0),
         (1.0, "boolean", True),
         (0, "boolean", False),
@@ -119,6 +123,8 @@ def test_rows_that_are_no_table_are_refused(
     [
         ([True], "integer", "found True"),
         ([1.5], "string", r"found 1\.5"),
+        ([2.0, 2.0**53], "string", r"found 9007199254740992\.0"),
+        ([float("inf")], "string", "found inf"),
         ([""], "number", "found ''"),
         ([dt.date(2020, 1, 1)], "number", "date32"),
         ([1, 2, 5, 6], "boolean", r"found 2 .*at least 2 more rows"),

@@ -71,8 +71,7 @@ def test_a_target_in_millions_is_learned_as_the_same_target_scaled_by_hand(
     assert trained_of(ours).history() == trained_of(by_hand).history()
     assert trained_of(ours).content["state_sha256"] == trained_of(by_hand).content["state_sha256"]
     for split in ("valid", "test"):
-        scaled = predictions_of(by_hand, split)["prediction"].to_numpy().astype(np.float64)
-        expected = (scaled * deviation + mean).astype(np.float32)
+        expected = predictions_of(by_hand, split)["prediction"].to_numpy() * deviation + mean
         assert np.array_equal(predictions_of(ours, split)["prediction"].to_numpy(), expected)
     assert metrics_of(ours)["r2"] == pytest.approx(metrics_of(by_hand)["r2"], abs=1e-5)
     assert metrics_of(ours)["mae"] == pytest.approx(
@@ -115,13 +114,32 @@ def test_raw_rows_are_predicted_as_evaluation_did_in_the_targets_own_units(tmp_p
         evaluated = predictions_of(result, split)
         raw = frame["prediction"].to_numpy()[evaluated["row_id"].to_numpy()]
         assert np.array_equal(raw, evaluated["prediction"].to_numpy())
-        assert raw.dtype == np.float32
+        assert raw.dtype == np.float64
         assert raw.mean() > 1e6
     assert verify(result.bundle).exact
     scale = result.bundle.content["target_scale"]
     assert scale == trained_of(result).content["target_scale"]
     assert result.prepared is not None
     assert (scale["mean"], scale["deviation"]) == result.prepared.target_statistics
+
+
+def test_a_small_spread_around_a_large_mean_keeps_its_digits(tmp_path: Path) -> None:
+    table = quantity_table(160)
+    table = with_target(table, 1.7e12 + table["y"].to_numpy())
+    result = run_of(tmp_path, "run", table, "auto")
+    assert result.bundle is not None
+    best_epoch = trained_of(result).content["best_epoch"]
+    (best,) = [each for each in trained_of(result).history() if each["epoch"] == best_epoch]
+    valid = metrics_of(result, "valid")
+    assert valid["r2"] == pytest.approx(best["valid_r2"], rel=1e-2)
+    assert metrics_of(result)["r2"] > 0
+    predicted = predictions_of(result, "test")["prediction"].to_numpy()
+    assert len(np.unique(predicted)) == len(predicted)
+    bundle = load_bundle(result.bundle.artifact.url)
+    found = bundle.predict(table)["prediction"].to_numpy()
+    numbers = predictions_of(result, "test")["row_id"].to_numpy()
+    assert np.array_equal(found[numbers], predicted)
+    assert verify(result.bundle).exact
 
 
 @pytest.mark.parametrize(
