@@ -15,14 +15,17 @@ from tests.support.small_searches import search_spec, table
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 
+FEW = {"training.optimizer.lr": {"choice": [0.01, 0.05]}}
+
 
 @pytest.mark.parametrize(
     "search",
     [
         {"trials": 8, "pack": 4, "scheduler": {"kind": "asha", "first_epochs": 1, "factor": 2}},
         pytest.param({"trials": 8, "pack": 1}, marks=pytest.mark.long),
+        pytest.param({"trials": 12, "pack": 1, "space": FEW}, marks=pytest.mark.long),
     ],
-    ids=["packs", "runs of their own"],
+    ids=["packs", "runs of their own", "runs of the same values"],
 )
 def test_on_tune_the_table_is_that_of_one_process(
     search: Mapping[str, Any], tmp_path: Path, ray_session: RaySession

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import Any
 
 from batchtrain.artifacts.manifest import canonical_json
@@ -58,11 +59,15 @@ class Fate:
 
 @dataclass
 class Proposes:
-    """Values that depend on the number, and with a wave on all that is known of earlier waves."""
+    """Values that depend on the number, and with a wave on all that is known of earlier waves.
+
+    Where there are few distinct ones, trials have the same values again and again.
+    """
 
     fates: Sequence[Fate]
     wave: int | None = None
     total: int | None = None
+    distinct: int | None = None
     asked: list[range] = field(default_factory=list)
 
     def propose(self, numbers: range, known: Sequence[TrialRecord]) -> list[dict[str, Any]]:
@@ -82,6 +87,8 @@ class Proposes:
             assert [each.number for each in earlier] == list(range(min(first, len(known))))
             assert all(each.is_over for each in earlier)
             seen = json.dumps([each.to_json() for each in earlier])
+        if self.distinct is not None:
+            number %= self.distinct
         return 1e-4 + share_of(number, seen) * 0.9
 
 
@@ -105,6 +112,7 @@ def rules_for(
     wave: int | None = None,
     max_rows: int | None = None,
     chunks: bool = False,
+    distinct: int | None = None,
 ) -> SpecRules:
     """The rules of a search over so many trials as there are fates, if nothing else is said."""
     count = len(fates) if trials is None else trials
@@ -117,7 +125,7 @@ def rules_for(
     return SpecRules(
         spec=spec,
         goals=(GOAL,),
-        proposer=Proposes(fates, wave, count),
+        proposer=Proposes(fates, wave, count, distinct),
         cohorts=cohorts_of(spec, epochs=EPOCHS, trials=count, goal=GOAL, seed=3),
         shape=shape,
         rows=lambda _values: EPOCHS * EPOCH_ROWS,
@@ -180,6 +188,13 @@ class Searched:
         return {each.key for each in self.units}
 
 
+def no_run_is_shared(units: Sequence[Unit]) -> bool:
+    """Whether no two of some units have a trial alone with the same values."""
+    alone = [unit for unit in units if not unit.is_pack]
+    runs = [{canonical_json(dict(each.values)) for each in unit.members} for unit in alone]
+    return all(one.isdisjoint(other) for one, other in combinations(runs, 2))
+
+
 def searched(
     rules: SpecRules,
     fates: Sequence[Fate],
@@ -202,6 +217,7 @@ def searched(
         if not at_work:
             break
         assert not search.is_over()
+        assert no_run_is_shared(at_work)
         unit = at_work.pop(next(turns, 0) % len(at_work))
         search.finished(unit, outcome_of(unit, fates))
         assert len(given) < 1000, "it does not end"

@@ -20,7 +20,7 @@ BAR_WIDTH = 16
 SHOWN_RUNNING = 4
 """So many of what is at work are named; of the others there is the number."""
 
-STATE_ORDER = ("finished", "stopped", "failed", "running", "paused", "waiting")
+STATE_ORDER = ("finished", "stopped", "failed", "skipped", "running", "paused", "waiting")
 STATE_STYLES = {"finished": "green", "failed": "red", "running": "cyan"}
 
 

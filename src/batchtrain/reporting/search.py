@@ -26,7 +26,7 @@ __all__ = ["render_search"]
 MOST_ROWS = 300
 MOST_SCATTERS = 12
 MOST_ERRORS = 20
-STATES = ("finished", "stopped", "failed", "running", "paused", "waiting")
+STATES = ("finished", "stopped", "failed", "skipped", "running", "paused", "waiting")
 
 RELATIVE = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._/-]*")
 """A path from the page, and nothing that a browser takes for an address."""

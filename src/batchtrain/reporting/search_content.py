@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from batchtrain.reporting.wording import count, shortened
+from batchtrain.spec.search import rank_key
 
 __all__ = ["GoalRow", "PackedRow", "SearchContent", "TrialRow"]
 
@@ -158,11 +159,12 @@ class SearchContent:
 
     @property
     def ranked(self) -> list[TrialRow]:
-        """All trials, best first; those without a score are last, by number."""
+        """All trials, best first: see `rank_key`."""
         places = range(len(self.goals))
 
-        def order(trial: TrialRow) -> tuple[tuple[float, ...], int]:
-            return tuple(self.cost(trial, place) for place in places), trial.number
+        def order(trial: TrialRow) -> tuple[Any, ...]:
+            costs = [self.cost(trial, place) for place in places]
+            return rank_key(trial.number, trial.state, costs)
 
         return sorted(self.trials, key=order)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Annotated, Any, Literal
 
@@ -30,6 +30,7 @@ __all__ = [
     "SearchSpec",
     "allowed_by",
     "metrics_of",
+    "rank_key",
     "same_value",
     "scheduler_of",
 ]
@@ -137,6 +138,21 @@ def same_value(one: Any, other: Any) -> bool:
         (True, False, False)
     """
     return _as_text(one) == _as_text(other)
+
+
+def rank_key(number: int, state: str, costs: Sequence[float]) -> tuple[Any, ...]:
+    """What the trials of a search are sorted by, wherever some are shown or one is chosen.
+
+    One that trained to its end goes before any other: its score is that of the model that its spec
+    gives. Then the goals decide, one after the other, and then the number. Trials without a score
+    by the first goal are last.
+
+    Args:
+        number: Of the trial.
+        state: Of the trial.
+        costs: Its scores by each goal, as numbers of which less is better; infinity for none.
+    """
+    return (costs[0] == math.inf, state != "finished", tuple(costs), number)
 
 
 def _as_text(value: Any) -> str:

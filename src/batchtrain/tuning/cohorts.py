@@ -200,8 +200,7 @@ class HyperBandCohorts(NoCohorts):
     """HyperBand: the trials fill its brackets one after the other, and then the brackets again.
 
     A decision waits for all trials of the bracket that came as far. The last bracket has the
-    trials that are left. Where a search ends before all trials began, the cohorts of those that
-    did are made anew: nothing was decided yet in a bracket that was not full.
+    trials that are left.
     """
 
     def __init__(self, scheduler: HyperBand, *, epochs: int, trials: int, goal: Goal) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,10 +23,11 @@ from batchtrain.tuning.work import Outcome, Unit
 __all__ = ["Executor", "SearchLoop"]
 
 TOLD_SECONDS = 0.5
+"""An epoch is told of this often; a trial that is over at once, as far as `SHOWN_SHARE` allows."""
 TABLE_SECONDS = 5.0
 """The table is written this often while a search goes on: it is for people, and never read back."""
-TABLE_SHARE = 0.05
-"""Of the time at most, so that a table of many trials is written less often."""
+SHOWN_SHARE = 0.05
+"""Of the time at most goes into each of the two, so that many trials are shown less often."""
 
 
 class Executor(Protocol):
@@ -52,6 +54,7 @@ class SearchLoop:
         progress: Hears of it.
         document: Makes the table.
         max_seconds: No trial begins after so many, over all attempts; None without end.
+        clock: Seconds that never go back.
     """
 
     search: Search
@@ -60,15 +63,19 @@ class SearchLoop:
     progress: Progress
     document: Callable[[], Mapping[str, Any]]
     max_seconds: float | None = None
+    clock: Callable[[], float] = time.monotonic
     reused: int = 0
     _epochs: dict[int, int] = field(default_factory=dict)
-    _told_at: float = 0.0
-    _table_at: float = field(default_factory=lambda: time.monotonic() + TABLE_SECONDS)
-    _began: float = field(default_factory=time.monotonic)
+    _told_at: float = -math.inf
+    _showing: float = 0.0
+    _table_at: float = field(init=False)
+    _began: float = field(init=False)
     _seconds_before: float = 0.0
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
+        self._began = self.clock()
+        self._table_at = self._began + TABLE_SECONDS
         if self.max_seconds is not None:
             with suppress(FileNotFoundError, KeyError, TypeError, ValueError):
                 found = json.loads(self.layout.storage.read(self.layout.seconds))
@@ -94,12 +101,18 @@ class SearchLoop:
         with self._lock:
             passed("search.taken")
             self._take(unit, outcome)
-            self._show(at_once=True)
-            now = time.monotonic()
+            self._show(after_seconds=0.0)
+            now = self.clock()
             if now > self._table_at:
                 self.write_table()
-                after = time.monotonic()
-                self._table_at = after + max(TABLE_SECONDS, (after - now) / TABLE_SHARE)
+                after = self.clock()
+                self._table_at = after + max(TABLE_SECONDS, (after - now) / SHOWN_SHARE)
+
+    def close(self) -> None:
+        """Show how far it came, and write the table of that."""
+        with self._lock:
+            self._tell_standing()
+            self.write_table()
 
     def is_over(self) -> bool:
         """Whether nothing is left to do, or to wait for."""
@@ -131,13 +144,19 @@ class SearchLoop:
         return self._seconds() >= self.max_seconds
 
     def _seconds(self) -> float:
-        return self._seconds_before + time.monotonic() - self._began
+        return self._seconds_before + self.clock() - self._began
 
-    def _show(self, *, at_once: bool = False) -> None:
-        now = time.monotonic()
-        if now - self._told_at < TOLD_SECONDS and not at_once:
+    def _show(self, *, after_seconds: float = TOLD_SECONDS) -> None:
+        """Tell how far it is, unless that was told less than so many seconds ago."""
+        now = self.clock()
+        is_costly = self._showing > SHOWN_SHARE * (now - self._began)
+        if is_costly or now - self._told_at < after_seconds:
             return
-        self._told_at = now
+        self._tell_standing()
+        self._told_at = self.clock()
+        self._showing += self._told_at - now
+
+    def _tell_standing(self) -> None:
         running = [
             f"{unit.title}, epoch {self._epoch(unit)} of {unit.full_epochs}"
             for unit in self.search.at_work

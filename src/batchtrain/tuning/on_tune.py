@@ -142,7 +142,7 @@ class _Desk:
         self._most = most
         self._units: dict[str, Unit] = {}
         self.stop_requested = stop_requested
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None
         self.closed = threading.Event()
         self._next: Unit | None = None
 
@@ -169,7 +169,9 @@ class _Desk:
 
     def take(self, trial: str, result: Mapping[str, Any] | None) -> None:
         """Hear that a trial of Tune has ended."""
-        unit = self._units.pop(trial)
+        unit = self._units.pop(trial, None)
+        if unit is None:
+            return
         try:
             found = (result or {}).get("failed")
             if found:
@@ -184,8 +186,8 @@ class _Desk:
                     f"{LOST_ACTORS + 1} times, and that Ray starts it no more. Look for memory "
                     f"that ran out, or lower `search.concurrent`. {GO_ON}"
                 )
-        except BatchtrainError as error:
-            # Tune would only log it.
+        except Exception as error:  # noqa: BLE001
+            # Tune would only log it, and wait for ever for a unit that nobody is done with.
             self.failure = error
 
 
@@ -303,7 +305,7 @@ def _listen(board: Any, desk: _Desk, loop: SearchLoop) -> None:
     """Hear what the units say, and pass on that they are to stop."""
     num_taken, has_ordered = 0, False
     while not desk.closed.wait(POLL_SECONDS):
-        with suppress(RayError):
+        try:
             said = ray.get(board.take.remote(num_taken), timeout=10)
             num_taken += len(said)
             for _, text in said:
@@ -311,3 +313,8 @@ def _listen(board: Any, desk: _Desk, loop: SearchLoop) -> None:
             if desk.stop_requested() and not has_ordered:
                 has_ordered = True
                 ray.get(board.order.remote("stop"), timeout=10)
+        except RayError:
+            continue
+        except Exception as error:  # noqa: BLE001
+            # Nobody would hear of it, and whoever asks for a stop would not be heard either.
+            desk.failure = error

@@ -7,6 +7,7 @@ goes on with the same trials.
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -88,6 +89,7 @@ class Search:
         self.descent: dict[int, list[Heir]] = {}
         self._ready: deque[Unit] = deque()
         self._at_work: dict[str, Unit] = {}
+        self._busy: set[str] = set()
         self._batches: list[_Batch] = []
         self._states: dict[int, str] = {}
         self._time_is_up = False
@@ -108,19 +110,22 @@ class Search:
 
     def next_unit(self) -> Unit | None:
         """A unit that is ready; None where there is none before others are finished."""
-        if not self._ready:
-            self._advance()
-        if not self._ready:
+        place = self._next_place()
+        if place is None and self._advance():
+            place = self._next_place()
+        if place is None:
             return None
-        unit = self._ready.popleft()
+        unit = self._ready[place]
+        del self._ready[place]
         self._at_work[unit.key] = unit
+        self._busy |= _runs_of(unit)
         for number in unit.numbers:
             self.records[number] = replace(self.records[number], state="running")
         return unit
 
     def finished(self, unit: Unit, outcome: Outcome) -> None:
         """Take what came of a unit."""
-        del self._at_work[unit.key]
+        self._put_away(unit)
         for member, found in zip(unit.members, outcome.members, strict=True):
             record = self.records[member.number]
             has_failed = found.state == "failed"
@@ -140,8 +145,6 @@ class Search:
             if unit.is_pack and not record.pack:
                 first = replace(self.records[member.number], pack=unit.key.split("-")[0])
                 self.records[member.number] = first
-        for batch in self._batches:
-            batch.at_work.discard(unit.key)
 
     def _at_rung(self, found: MemberOutcome) -> Mapping[str, float | None]:
         """What a trial is compared by: the best that it was, or in a population what it is.
@@ -155,16 +158,29 @@ class Search:
     def skip(self, unit: Unit) -> None:
         """Leave out a unit that nobody has begun, and begin no more trials from now on."""
         self._time_is_up = True
-        del self._at_work[unit.key]
+        self._put_away(unit)
         for number in unit.numbers:
             self.records[number] = replace(self.records[number], state="skipped")
+
+    def _put_away(self, unit: Unit) -> None:
+        del self._at_work[unit.key]
+        self._busy -= _runs_of(unit)
         for batch in self._batches:
             batch.at_work.discard(unit.key)
+
+    def _next_place(self) -> int | None:
+        """Where the first unit is that is ready, and shares no run with one that is at work.
+
+        Only one at a time may write a run. Whoever waits here is ready again once the other is
+        done, and finds what that has trained.
+        """
+        units = enumerate(self._ready)
+        return next((place for place, each in units if self._busy.isdisjoint(_runs_of(each))), None)
 
     def _advance(self) -> bool:
         """Make units ready where the outcomes so far allow it; whether there are any now."""
         before = None
-        while not self._ready and before != (before := self._standing()):
+        while self._next_place() is None and before != (before := self._standing()):
             for batch in list(self._batches):
                 if not batch.at_work:
                     self._promote(batch)
@@ -307,3 +323,10 @@ class Search:
             key = (self.shapes[number].key, rungs)
             found.setdefault(key, []).append(number)
         return [(self.shapes[members[0]], members) for members in found.values()]
+
+
+def _runs_of(unit: Unit) -> frozenset[str]:
+    """The runs that a unit writes: trials alone with the same values are one, a pack has none."""
+    if unit.is_pack:
+        return frozenset()
+    return frozenset(json.dumps(each.values, sort_keys=True) for each in unit.members)

@@ -194,7 +194,7 @@ class _Tuning:
                 executor(loop, stop_requested)
         finally:
             with suppress(StorageError):
-                loop.write_table()
+                loop.close()
         done = len(self.state.trials())
         self.progress.stage_finished(
             "search",

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from batchtrain.progress import SearchStanding, SeenTrial
-from batchtrain.tuning.trials import Goal, TrialRecord
+from batchtrain.tuning.trials import Goal, TrialRecord, ranked
 
-__all__ = ["SHOWN_TRIALS", "SearchWatch", "ranked"]
+__all__ = ["SHOWN_TRIALS", "SearchWatch"]
 
 SHOWN_TRIALS = 5
 """The best so many are told of."""
@@ -83,12 +83,6 @@ class SearchWatch:
             return None
         others = max(0, self._trials - len(over))
         return sum(each.rows for each in over) + others * self._trial_rows
-
-
-def ranked(records: Sequence[TrialRecord], goals: Sequence[Goal]) -> list[TrialRecord]:
-    """The trials that have a score, best first, in the order that decides on the best."""
-    able = [each for each in records if each.costs(goals)[0] < float("inf")]
-    return sorted(able, key=lambda each: (each.costs(goals), each.number))
 
 
 def _seen(record: TrialRecord) -> SeenTrial:

@@ -37,7 +37,7 @@ def table_document(
     records = state.trials()
     best = best_trial([each for each in records if each.is_over], goals)
     scheduler = scheduler_of(search)
-    shapes = [state.shapes[each.number] for each in records]
+    shapes = [state.shapes[each.number] for each in records if each.state != "skipped"]
     return {
         "format": FORMAT,
         "name": name,

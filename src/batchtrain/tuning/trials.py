@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Goal", "TrialRecord", "TrialState", "best_trial", "pareto_front"]
+from batchtrain.spec.search import rank_key
+
+__all__ = ["Goal", "TrialRecord", "TrialState", "best_trial", "pareto_front", "ranked"]
 
 TrialState = Literal["waiting", "running", "paused", "finished", "stopped", "failed", "skipped"]
 """Before it begins, in a unit that is at work, between two rungs, after its last epoch, ended at a
@@ -86,14 +88,14 @@ class TrialRecord:
 
 
 def best_trial(records: Sequence[TrialRecord], goals: Sequence[Goal]) -> TrialRecord | None:
-    """The best by the first goal, ties by the others and then by number; None where all failed.
+    """The first of those that are `ranked`; None where none has a score."""
+    return next(iter(ranked(records, goals)), None)
 
-    One that trained to its end goes before any that was stopped at a rung: its score is that of
-    the model that its spec gives.
-    """
-    scored = [each for each in records if each.costs(goals)[0] < math.inf]
-    able = [each for each in scored if each.state == "finished"] or scored
-    return min(able, key=lambda each: (each.costs(goals), each.number), default=None)
+
+def ranked(records: Sequence[TrialRecord], goals: Sequence[Goal]) -> list[TrialRecord]:
+    """The trials that have a score, best first: see `rank_key`."""
+    able = [each for each in records if each.costs(goals)[0] < math.inf]
+    return sorted(able, key=lambda each: rank_key(each.number, each.state, each.costs(goals)))
 
 
 def pareto_front(records: Sequence[TrialRecord], goals: Sequence[Goal]) -> list[TrialRecord]:

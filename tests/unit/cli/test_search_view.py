@@ -13,8 +13,8 @@ from batchtrain.cli.console import ConsoleProgress
 from batchtrain.cli.search_result import show_search
 from batchtrain.cli.search_view import SearchView, search_line
 from batchtrain.progress import Progress, SearchStanding, SeenTrial
-from batchtrain.tuning.standing import SearchWatch, ranked
-from batchtrain.tuning.trials import Goal, TrialRecord, best_trial
+from batchtrain.tuning.standing import SearchWatch
+from batchtrain.tuning.trials import Goal, TrialRecord, best_trial, ranked
 
 GOALS = [Goal("valid_loss", "min")]
 
@@ -53,7 +53,8 @@ def test_a_watch_counts_rows_for_the_pace_and_not_what_an_earlier_call_did() -> 
     assert found.seconds_left == pytest.approx((940 - 260) * 30 / 120)
     assert found.trials_per_minute == pytest.approx(2.0)
     assert found.counts == {"finished": 2, "stopped": 1}
-    assert [each.number for each in found.best] == [2, 1, 0]
+    # The one that was stopped comes last, as where the best is chosen.
+    assert [each.number for each in found.best] == [2, 0, 1]
     assert watch.standing([record(n, 1.0) for n in range(10)]).seconds_left == 0
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from batchtrain.reporting.importance import importance
-from batchtrain.reporting.search import render_search
+from batchtrain.reporting.search import STATES, render_search
 from batchtrain.reporting.search_axes import KeyAxis, key_axes, score_axis
 from batchtrain.reporting.search_content import GoalRow, SearchContent
 from batchtrain.reporting.search_words import short_keys
 from batchtrain.reporting.wording import visible
+from batchtrain.tuning.trials import TrialState
 from tests.support.figures import cells, figure_of, markers, texts
 
 Parse = Callable[[str], Any]
@@ -138,14 +139,28 @@ def test_a_search_of_a_usual_size_shows_all_that_there_is(parse: Parse) -> None:
     rows = cells(page, "Trials")
     assert len(rows) == 32
     assert rows[0][0] == str(best["number"])
-    scores = [float(row[3].replace(",", "")) for row in rows[:-2]]
-    assert scores == sorted(scores)
+    order = [(row[1] != "finished", float(row[3].replace(",", ""))) for row in rows[:-2]]
+    assert order == sorted(order)
     assert [row[:4] for row in rows[-2:]] == [[number, "failed", "0", "-"] for number in "57"]
     assert rows[-1][-1] == "it diverged"
     rungs = cells(page, "Rungs")
     reached = [sum(str(epochs) in each["rungs"] for each in trials) for epochs in (4, 16)]
     assert [row[:2] for row in rungs] == [["4", str(reached[0])], ["16", str(reached[1])]]
     assert ["5, 7", "it diverged"] in cells(page, "What failed")
+
+
+def test_the_head_of_the_page_has_every_state_that_a_trial_may_have() -> None:
+    assert set(STATES) == set(get_args(TrialState))
+
+
+def test_trials_that_were_stopped_stand_behind_those_that_went_to_the_end() -> None:
+    scores = {0: 0.3, 1: 0.1, 2: 0.2, 3: None}
+    trials = [
+        trial(number, state="stopped" if number == 1 else "finished", scores={"valid_loss": score})
+        for number, score in scores.items()
+    ]
+    content = SearchContent.from_json(table([*trials, trial(4, **FAILED)]))
+    assert [each.number for each in content.ranked] == [2, 0, 1, 3, 4]
 
 
 def test_the_importance_finds_the_key_that_decides_and_says_how_it_compared() -> None:

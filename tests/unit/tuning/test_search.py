@@ -70,6 +70,7 @@ orders = st.lists(st.integers(0, 50), max_size=60)
     st.sampled_from([None, None, 300, 1000]),
     st.sampled_from([3, 7, 256]),
     st.booleans(),
+    st.sampled_from([None, 1, 3]),
 )
 def test_whoever_comes_first_the_table_and_the_work_are_the_same(
     trials: list[Fate],
@@ -80,10 +81,18 @@ def test_whoever_comes_first_the_table_and_the_work_are_the_same(
     max_rows: int | None,
     stripe: int,
     chunks: bool,
+    distinct: int | None,
 ) -> None:
     def rules() -> SpecRules:
         may_chunk = chunks and scheduler == "none"
-        return rules_for(trials, scheduler, wave=wave, max_rows=max_rows, chunks=may_chunk)
+        return rules_for(
+            trials,
+            scheduler,
+            wave=wave,
+            max_rows=max_rows,
+            chunks=may_chunk,
+            distinct=distinct,
+        )
 
     with stripes_of(stripe):
         one_by_one = searched(rules(), trials)
@@ -207,6 +216,51 @@ def test_trials_that_are_compared_with_nobody_share_a_unit_in_twos() -> None:
     found = searched(rules_for(trials, chunks=True), trials)
     assert [each.numbers for each in found.units] == [(0, 1), (2, 3), (4,)]
     assert not any(each.is_pack for each in found.units)
+
+
+def test_a_trial_alone_waits_for_one_with_its_values_and_lets_others_pass() -> None:
+    trials = alone(*["alone"] * 4)
+    search = Search(rules_for(trials, distinct=2))
+    first, second = search.next_unit(), search.next_unit()
+    assert first is not None
+    assert second is not None
+    assert (first.numbers, second.numbers) == ((0,), (1,))
+    assert search.next_unit() is None
+    assert not search.is_over()
+    search.finished(second, outcome_of(second, trials))
+    third = search.next_unit()
+    assert third is not None
+    assert third.numbers == (3,)
+    assert search.next_unit() is None
+    # Nor does one that is left out keep another waiting.
+    search.skip(first)
+    fourth = search.next_unit()
+    assert fourth is not None
+    assert fourth.numbers == (2,)
+
+
+def test_one_that_waits_for_its_twin_keeps_nobody_from_the_next_rung() -> None:
+    trials = alone(*["alone"] * 4)
+    search = Search(rules_for(trials, "asha", distinct=2))
+    first, second = search.next_unit(), search.next_unit()
+    assert first is not None
+    assert second is not None
+    search.finished(first, outcome_of(first, trials))
+    twin = search.next_unit()
+    assert twin is not None
+    assert twin.numbers == (2,)
+    search.finished(twin, outcome_of(twin, trials))
+    # Trial 3 waits for trial 1, which is still at work. The first trial goes on in any case.
+    onward = search.next_unit()
+    assert onward is not None
+    assert (onward.numbers, onward.first_epoch) == ((0,), 1)
+
+
+def test_packs_with_the_same_values_wait_for_nobody() -> None:
+    trials = alone(*["packed"] * 6)
+    search = Search(rules_for(trials, distinct=1))
+    units = [search.next_unit() for _ in range(2)]
+    assert [each.numbers for each in units if each] == [(0, 1, 2), (3, 4, 5)]
 
 
 def test_trials_are_begun_only_while_the_rows_last_and_those_that_stop_make_room() -> None:

@@ -115,6 +115,18 @@ def test_of_one_goal_there_is_no_front_and_of_failures_no_best() -> None:
     assert (found.document["best"], found.document["front"]) == (None, [])
 
 
+def test_what_the_time_was_up_for_counts_as_neither_packed_nor_alone() -> None:
+    trials = [Fate(shape="alone")] * 4 + [Fate(shape="large")] * 2
+    found = searched(rules_for(trials), trials, skipped_from=1)
+    assert [each["state"] for each in found.document["trials"]] == ["finished"] + ["skipped"] * 5
+    assert found.document["packed"] == {
+        "packs": 0,
+        "trials": 0,
+        "alone": 1,
+        "why_not": {"it is what this trial wants": 1},
+    }
+
+
 # ---- what becomes best
 
 STOPPED_BY = TrainingSpec(early_stopping=EarlyStopping(metric="valid_f1_macro"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from batchtrain.tuning.trials import Goal, TrialRecord, best_trial, pareto_front
+from batchtrain.tuning.trials import Goal, TrialRecord, best_trial, pareto_front, ranked
 
 GOALS = [Goal("valid_loss", "min"), Goal("valid_accuracy", "max"), Goal("parameters", "min")]
 SCORES = st.one_of(st.none(), st.just(float("nan")), st.integers(0, 3).map(float))
@@ -45,5 +45,7 @@ def test_the_best_trained_to_its_end_and_ties_go_by_the_other_goals() -> None:
     best = best_trial([*finished, stopped], GOALS)
     assert best is not None
     assert best.number == 2
+    # All of them are in the order that the best is the first of.
+    assert [each.number for each in ranked([stopped, *finished], GOALS)] == [2, 1, 0, 4]
     assert best_trial([stopped], GOALS) is stopped
     assert best_trial([TrialRecord(0, "failed", scores={"valid_loss": 0.1})], GOALS) is None
