@@ -83,6 +83,7 @@ def test_a_model_that_misses_a_threshold_is_reported_but_not_exported(
     assert len(reported.report.failures) == 1
     assert reported.report_page is not None
     assert Path(reported.report_page).is_file()
+    assert f"report, {reported.report_page}, and" in str(caught.value)
 
 
 def test_the_command_of_a_card_works_with_the_folder_that_it_names(tmp_path: Path) -> None:
