@@ -28,6 +28,7 @@ from batchtrain.preparation.split_columns import (
     splits_in_block,
 )
 from batchtrain.preparation.splits import assign_splits, file_splits
+from batchtrain.preparation.values import refuse_values
 from batchtrain.preprocessing.transform import class_names, missing_rows
 from batchtrain.spec.data import (
     SPLITS,
@@ -123,7 +124,7 @@ def survey(
     resolved = resolve_columns(data, schema, where)
     if isinstance(resolved, list):
         raise SpecError(resolved)
-    target_type, target = _read_target(data, reader, where)
+    target_type, target, weights = _read_target(data, reader, where)
     decided = resolve_task(data, _facts(target_type, target), where, own_splits=source.splits)
     looked = look(resolved.columns, reader, where)
     unreadable, dropped = looked.problems, looked.dropped
@@ -151,13 +152,14 @@ def survey(
         changes=(*resolved.changes, *changes),
     )
     _require_rows(found)
+    refuse_values(found, target, weights)
     return found
 
 
 def _read_target(
     data: DataSpec, reader: ColumnReader, where: Callable[[str], str]
-) -> tuple[ColumnType, pa.ChunkedArray]:
-    """The whole target column in its own type; one column of N values fits in memory."""
+) -> tuple[ColumnType, pa.ChunkedArray, pa.ChunkedArray | None]:
+    """The whole target column in its own type, and the weights; such columns fit in memory."""
     found = reader.schema.columns[data.target]
     if data.task == "regression" and found == "integer":
         found = "number"
@@ -172,7 +174,9 @@ def _read_target(
                 )
             ]
         )
-    return found, reader.column(data.target, found)
+    weight: dict[str, ColumnType] = {} if data.weight is None else {data.weight: "number"}
+    table = reader.table({data.target: found, **weight})
+    return found, table[data.target], None if data.weight is None else table[data.weight]
 
 
 def _class_names(data: DataSpec, found: ColumnType, target: pa.ChunkedArray) -> pa.ChunkedArray:
