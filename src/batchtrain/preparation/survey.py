@@ -102,6 +102,7 @@ def survey(
     seed: int,
     where: Callable[[str], str],
     engine: Engine | None = None,
+    leave_out_unread: bool = False,
 ) -> Survey:
     """Scan all rows and decide on columns, task and splits.
 
@@ -111,6 +112,8 @@ def survey(
         seed: The run's seed.
         where: Dotted key to `file:line:column`, for messages.
         engine: Carries the work to the rows; left out, this process does it.
+        leave_out_unread: Whether to exclude the columns that no kind reads by itself, where they
+            would be refused otherwise.
 
     Raises:
         SpecError: If the section does not suit the table; it lists every problem.
@@ -120,6 +123,8 @@ def survey(
     items = scan_items(source)
     with closing(engine.map_items(items, partial(scan_item, source))) as parts:
         schema = merge_scans(source, items, parts)
+    if leave_out_unread:
+        data = data.model_copy(update={"exclude": (*data.exclude, *_unread(data, schema))})
     reader = ColumnReader(source, schema, engine)
     resolved = resolve_columns(data, schema, where)
     if isinstance(resolved, list):
@@ -154,6 +159,16 @@ def survey(
     _require_rows(found)
     refuse_values(found, target, weights)
     return found
+
+
+def _unread(data: DataSpec, schema: TableSchema) -> list[str]:
+    """The columns that no kind reads by itself, and that nobody has said anything about."""
+    known = {data.target, data.weight, *data.columns, *data.exclude}
+    return [
+        name
+        for name, found in schema.columns.items()
+        if isinstance(found, Unsupported) and name not in known
+    ]
 
 
 def _read_target(
