@@ -197,12 +197,12 @@ def test_a_run_that_fails_gives_the_job_its_exit_code(
     head: Head, checkout: Path, shared: Path, local: FinishedRun
 ) -> None:
     finish(SPEC, *QUICK, f"storage={shared}", last="train")  # reused, but where it runs alone
-    require = "evaluation.require={accuracy: '>= 1.01'}"
+    require = "evaluation.require={log_loss: '<= 0'}"
 
     job = head.submit("pipeline", options(*QUICK, f"storage={shared}", require), within=checkout)
 
     assert (job.exit_code, job.status, job.driver_exit_code) == (1, "FAILED", 1), job.client
-    assert re.match(r"ModelRejectedError: .*accuracy", job.lines[-1]), job.log
+    assert re.match(r"ModelRejectedError: .*log_loss", job.lines[-1]), job.log
     assert "Traceback" not in job.log
 
 

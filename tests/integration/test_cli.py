@@ -216,7 +216,9 @@ def test_verify_finds_a_changed_byte(finished: dict[str, str], tmp_path: Path) -
 
 def test_a_rejected_model_is_reported_but_not_exported(folder: Path, tmp_path: Path) -> None:
     arguments = [*QUICK, "--set", f"storage={tmp_path}", "--set"]
-    result = invoke("run", folder / "people.yaml", *arguments, "evaluation.require.accuracy='> 1'")
+    result = invoke(
+        "run", folder / "people.yaml", *arguments, "evaluation.require.log_loss='< 1e-9'"
+    )
     assert result.exit_code == 1
     assert "not exported" in result.output
     assert list(tmp_path.rglob("report.html"))

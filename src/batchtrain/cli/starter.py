@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from batchtrain.cli.outcome import plain
 from batchtrain.errors import DataError, Problem, SpecError
 from batchtrain.preparation.survey import Survey, survey
 from batchtrain.spec.data import DEFAULT_NULL_VALUES, DataSpec
 from batchtrain.spec.model import MlpModel
 from batchtrain.spec.resolved import spec_yaml
 from batchtrain.spec.training import TrainingSpec
-from batchtrain.tables import open_source
+from batchtrain.tables import Unsupported, open_source
 
 __all__ = ["starter_text", "write_starter"]
 
@@ -24,6 +26,8 @@ HEADER = """\
 ABOUT_DATA = """
 # What the rows are. `columns` is what was found; a line that is taken out is inferred again.
 # List columns that must not be learned from (identifiers) under `exclude`.
+# A cell means "missing" if it is one of `null_values`; left out, these are
+# {nulls}
 """
 ABOUT_MODEL = """
 # Also: linear, resnet, cnn (columns that are pixels), or custom with a class of yours.
@@ -53,7 +57,7 @@ def write_starter(data: str, target: str, out: Path | None) -> Path:
     source = open_source(data, base=Path.cwd(), null_values=DEFAULT_NULL_VALUES)
     section = DataSpec(source=_relative(data, path), target=target)
     try:
-        found = survey(section, source, seed=42, where=lambda _key: data)
+        found = survey(section, source, seed=42, where=lambda _key: data, leave_out_unread=True)
     except SpecError as error:
         raise SpecError([_for_the_command(problem) for problem in error.problems]) from None
     text = starter_text(name, section.source, found)
@@ -81,6 +85,7 @@ def starter_text(name: str, source: str, found: Survey) -> str:
             | ({"scale": spec.scale} if spec.kind == "numeric" else {})
             for column, spec in found.data.columns.items()
         },
+        **({"exclude": list(found.data.exclude)} if found.data.exclude else {}),
         "split": found.data.split.model_dump(mode="json") if found.data.split else None,
     }
     metric = "accuracy" if found.task == "classification" else "r2"
@@ -95,7 +100,8 @@ def starter_text(name: str, source: str, found: Survey) -> str:
     parts = [
         HEADER.format(rows=found.schema.num_rows),
         spec_yaml({"version": 1, "name": name}),
-        ABOUT_DATA,
+        ABOUT_DATA.format(nulls=", ".join(map(repr, DEFAULT_NULL_VALUES))),
+        *_about_excluded(found),
         spec_yaml({"data": data}),
         ABOUT_MODEL,
         spec_yaml({"model": model.model_dump(mode="json", include=SHOWN_OF_MODEL)}),
@@ -104,6 +110,22 @@ def starter_text(name: str, source: str, found: Survey) -> str:
         ABOUT_EVALUATION.format(metric=metric),
     ]
     return "".join(parts)
+
+
+def _about_excluded(found: Survey) -> Iterator[str]:
+    """Why columns are excluded, a line for each."""
+    for name in found.data.exclude:
+        column = found.schema.columns[name]
+        held = column.arrow_type if isinstance(column, Unsupported) else column
+        yield _comment(f"Excluded: {name!r} holds {held}, which is read as no kind by itself.")
+    if found.data.exclude:
+        yield _comment("Convert such a column to numbers, names, or true and false to use it;")
+        yield _comment("lists and images can be declared: docs/columns.md.")
+
+
+def _comment(text: str) -> str:
+    """A line of a comment, whatever characters the text has."""
+    return f"# {plain(' '.join(text.split()))}\n"
 
 
 def _for_the_command(problem: Problem) -> Problem:

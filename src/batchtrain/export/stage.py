@@ -36,7 +36,8 @@ def export(
         reasons = "; ".join(report.failures)
         raise ModelRejectedError(
             f"the model is not exported, since it misses `evaluation.require`: {reasons}. "
-            "Train a better one, or change the threshold"
+            f"Read its report, {layout.storage.url(layout.report_page)}, and train a better one, "
+            "or change the threshold"
         )
     inputs = {
         "stage": "export",

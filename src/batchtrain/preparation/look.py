@@ -64,8 +64,12 @@ class ColumnReader:
 
     def column(self, name: str, column_type: ColumnType) -> pa.ChunkedArray:
         """All values of one column."""
-        with self.blocks({name: column_type}, table_of_block) as results:
-            return pa.concat_tables([table for (table,) in results])[name]
+        return self.table({name: column_type})[name]
+
+    def table(self, types: Mapping[str, ColumnType]) -> pa.Table:
+        """All values of some columns."""
+        with self.blocks(types, table_of_block) as results:
+            return pa.concat_tables([table for (table,) in results])
 
 
 @dataclass(frozen=True)

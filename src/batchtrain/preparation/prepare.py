@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import closing
@@ -35,6 +34,7 @@ from batchtrain.preparation.shards import (
     shard_names,
 )
 from batchtrain.preparation.survey import Survey
+from batchtrain.preparation.values import require_squares
 from batchtrain.preprocessing import FittedPreprocessor, FittedTarget, fit_preprocessor
 from batchtrain.preprocessing.statistics import (
     ColumnStatistics,
@@ -154,7 +154,7 @@ def _target_statistics(
     """Mean and deviation of the training rows' targets; None for a classification.
 
     Raises:
-        DataError: If the squares of the targets do not fit a float64.
+        DataError: See `require_squares`.
     """
     target = statistics.get(found.data.target)
     if not isinstance(target, NumericStatistics):
@@ -162,11 +162,7 @@ def _target_statistics(
     if target.minimum == target.maximum:
         # The deviation of equal values is rarely exactly 0: their mean is rounded.
         return {"mean": target.minimum, "deviation": 1.0}
-    if not math.isfinite(target.m2):
-        raise DataError(
-            f"target {found.data.target!r}: expected numbers whose squares fit a float64, found "
-            f"{target.minimum:g} to {target.maximum:g}. Divide the column by a constant"
-        )
+    require_squares(found.data.target, target.minimum, target.maximum, target.m2)
     return {"mean": target.mean, "deviation": target.deviation or 1.0}
 
 

@@ -136,7 +136,7 @@ def resolve_columns(
             detail = "no row has a value in this column"
             changes.append(Change("excluded", name, schema.num_rows, detail))
         else:
-            columns[name] = INFERRED[found]
+            columns[name] = INFERRED["string" if name in schema.wide else found]
     if not columns and not problems:
         problems.append(
             Problem(
@@ -281,6 +281,14 @@ def _declared_problem(
         if found.arrow_type.startswith(READABLE.get(declared.kind, ())):
             return None
         return _unsupported(name, found, declared, where)
+    if name in schema.wide and isinstance(declared, NumericColumn):
+        return Problem(
+            where(f"data.columns.{name}.kind"),
+            f"data.columns.{name}.kind",
+            f"column {name!r} is declared numeric but holds whole numbers beyond 2**53, up to "
+            "which a number is exact",
+            f"Declare it categorical, or take it out and add `exclude: [{name}]` under data",
+        )
     if isinstance(declared, CategoricalColumn) and found == "number" and not is_text:
         return None  # whole numbers, where one is missing; else the cells say it when they are read
     is_empty = schema.missing.get(name, 0) == schema.num_rows

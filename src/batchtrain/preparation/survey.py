@@ -28,6 +28,7 @@ from batchtrain.preparation.split_columns import (
     splits_in_block,
 )
 from batchtrain.preparation.splits import assign_splits, file_splits
+from batchtrain.preparation.values import refuse_values
 from batchtrain.preprocessing.transform import class_names, missing_rows
 from batchtrain.spec.data import (
     SPLITS,
@@ -101,6 +102,7 @@ def survey(
     seed: int,
     where: Callable[[str], str],
     engine: Engine | None = None,
+    leave_out_unread: bool = False,
 ) -> Survey:
     """Scan all rows and decide on columns, task and splits.
 
@@ -110,6 +112,8 @@ def survey(
         seed: The run's seed.
         where: Dotted key to `file:line:column`, for messages.
         engine: Carries the work to the rows; left out, this process does it.
+        leave_out_unread: Whether to exclude the columns that no kind reads by itself, where they
+            would be refused otherwise.
 
     Raises:
         SpecError: If the section does not suit the table; it lists every problem.
@@ -119,12 +123,14 @@ def survey(
     items = scan_items(source)
     with closing(engine.map_items(items, partial(scan_item, source))) as parts:
         schema = merge_scans(source, items, parts)
+    if leave_out_unread:
+        data = data.model_copy(update={"exclude": (*data.exclude, *_unread(data, schema))})
     reader = ColumnReader(source, schema, engine)
     is_text = source.kind in {"csv", "jsonl"}
     resolved = resolve_columns(data, schema, where, is_text=is_text)
     if isinstance(resolved, list):
         raise SpecError(resolved)
-    target_type, target = _read_target(data, reader, where)
+    target_type, target, weights = _read_target(data, reader, where)
     decided = resolve_task(data, _facts(target_type, target), where, own_splits=source.splits)
     looked = look(resolved.columns, reader, where)
     unreadable, dropped = looked.problems, looked.dropped
@@ -152,13 +158,24 @@ def survey(
         changes=(*resolved.changes, *changes),
     )
     _require_rows(found)
+    refuse_values(found, target, weights)
     return found
+
+
+def _unread(data: DataSpec, schema: TableSchema) -> list[str]:
+    """The columns that no kind reads by itself, and that nobody has said anything about."""
+    known = {data.target, data.weight, *data.columns, *data.exclude}
+    return [
+        name
+        for name, found in schema.columns.items()
+        if isinstance(found, Unsupported) and name not in known
+    ]
 
 
 def _read_target(
     data: DataSpec, reader: ColumnReader, where: Callable[[str], str]
-) -> tuple[ColumnType, pa.ChunkedArray]:
-    """The whole target column in its own type; one column of N values fits in memory."""
+) -> tuple[ColumnType, pa.ChunkedArray, pa.ChunkedArray | None]:
+    """The whole target column in its own type, and the weights; such columns fit in memory."""
     found = reader.schema.columns[data.target]
     if data.task == "regression" and found == "integer":
         found = "number"
@@ -173,7 +190,9 @@ def _read_target(
                 )
             ]
         )
-    return found, reader.column(data.target, found)
+    weight: dict[str, ColumnType] = {} if data.weight is None else {data.weight: "number"}
+    table = reader.table({data.target: found, **weight})
+    return found, table[data.target], None if data.weight is None else table[data.weight]
 
 
 def _class_names(data: DataSpec, found: ColumnType, target: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -23,8 +23,8 @@ import batchtrain
 predictions = batchtrain.load_bundle("BUNDLE").predict(frame)
 ```
 
-`BUNDLE` is the folder that holds this card; a table needs the columns under Inputs. The bundle
-holds no code: loading it runs none."""
+`BUNDLE` is the bundle's folder, which holds `manifest.json`; this card lies two folders below it. A
+table needs the columns under Inputs. The bundle holds no code: loading it runs none."""
 
 MAX_CATEGORIES = 12
 SMALL_SPLIT_ROWS = 1000

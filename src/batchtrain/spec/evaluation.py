@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Literal, get_args
 
@@ -42,6 +43,13 @@ MLFLOW_SCHEMES = ("http", "https", "file", "sqlite", "databricks")
 Threshold = Annotated[str, Field(pattern=r"^(>=|<=|>|<)\s*-?\d+(\.\d+)?([eE][-+]?\d+)?$")]
 
 
+def _range(metric: str) -> tuple[float, float]:
+    """The least and the greatest value of a metric."""
+    if metric in {"log_loss", "mse", "rmse", "mae"}:
+        return 0.0, math.inf
+    return -math.inf if metric == "r2" else 0.0, 1.0
+
+
 class EvaluationSpec(SpecModel):
     """What is measured, and what a model must reach to be exported."""
 
@@ -51,6 +59,26 @@ class EvaluationSpec(SpecModel):
     require: dict[MetricName, Threshold] = {}
     """Metric to threshold on the test split, such as `accuracy: ">= 0.9"`; `precision` and `recall`
     are the mean over all classes, not those of one class."""
+
+    @field_validator("require")
+    @classmethod
+    def _bounds_can_be_met(cls, require: dict[MetricName, str]) -> dict[MetricName, str]:
+        for metric, threshold in require.items():
+            sign, limit = threshold[: 2 if "=" in threshold else 1], float(threshold.strip("<>= "))
+            least, most = _range(metric)
+            best = most if sign.startswith(">") else least
+            can_be_met = {
+                ">=": best >= limit,
+                ">": best > limit,
+                "<=": best <= limit,
+                "<": best < limit,
+            }
+            if not can_be_met[sign]:
+                raise ValueError(
+                    f"expected a bound that {metric} can reach, found {threshold!r}: it is at "
+                    f"{'most' if sign.startswith('>') else 'least'} {best:g}"
+                )
+        return require
 
     @model_validator(mode="after")
     def _required_metrics_are_measured(self) -> EvaluationSpec:

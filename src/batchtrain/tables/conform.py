@@ -13,6 +13,7 @@ from batchtrain.tables.names import require_columns
 from batchtrain.tables.parse import (
     MAX_EXACT,
     Mask,
+    is_wide_text,
     mask,
     parse_booleans,
     parse_integers,
@@ -163,6 +164,12 @@ CONVERSIONS: Mapping[ColumnType, Mapping[ColumnType, Conversion]] = {
 """Wanted type to found type to how one becomes the other; what is not listed does not."""
 
 
+TOO_WIDE = (
+    "It is too large to be exact, since a number holds whole numbers up to 2**53: declare the "
+    "column categorical, or exclude it"
+)
+
+
 def _misfit(
     name: str, wanted: ColumnType, values: pa.Array, bad: Mask, where: str, for_bundle: bool
 ) -> SchemaMismatchError:
@@ -181,6 +188,8 @@ def _misfit(
     kind = column_type(values.type)
     if for_bundle:
         advice = FOR_A_BUNDLE
+    elif kind == "string" and wanted == "number" and is_wide_text(found):
+        advice = TOO_WIDE
     elif wanted == "time":
         advice = "Write times as 2026-11-21 or 2026-11-21T08:30:00Z, or as numbers"
     elif kind == "string":
@@ -194,7 +203,7 @@ def _misfit(
             "as text"
         )
     elif kind == "integer" and wanted in {"number", "integer"}:
-        advice = "It is too large to be exact: declare the column categorical, or exclude it"
+        advice = TOO_WIDE
     else:
         advice = "Convert the column, declare another kind for it, or exclude it"
     return SchemaMismatchError(

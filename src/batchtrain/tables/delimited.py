@@ -13,6 +13,7 @@ import pyarrow.csv as pa_csv
 
 from batchtrain.errors import DataError, NoRowsError
 from batchtrain.tables.checked_text import CheckedText
+from batchtrain.tables.lending import Lender
 from batchtrain.tables.names import check_names, require_columns
 from batchtrain.tables.source import SourceFile, opened
 
@@ -100,15 +101,20 @@ def _parsed(
         delimiter=dialect.delimiter, newlines_in_values=True, ignore_empty_lines=len(names) > 1
     )
     reading = pa_csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES, use_threads=False)
+    lender = Lender(text)
+    reader = None
     try:
         with pa_csv.open_csv(
-            text, read_options=reading, parse_options=parsing, convert_options=options
+            lender.lend(), read_options=reading, parse_options=parsing, convert_options=options
         ) as reader:
             yield from reader
     except pa.ArrowInvalid as error:
         if "Empty CSV" in str(error):
             return
         raise DataError(_malformed(file, dialect, len(names)) or _arrow(file, error)) from error
+    finally:
+        reader = None
+        lender.wait()
     if text.num_quotes % 2:
         # One quote too many may swallow all rows up to the next; Arrow takes them for one cell.
         problem = _malformed(file, dialect, len(names))

@@ -20,7 +20,14 @@ from batchtrain.tables.parse import (
 )
 from batchtrain.tables.types import ColumnType
 
-__all__ = ["Evidence", "column_type_of", "evidence_of_cells", "evidence_of_type", "family"]
+__all__ = [
+    "Evidence",
+    "column_type_of",
+    "evidence_of_cells",
+    "evidence_of_integers",
+    "evidence_of_type",
+    "family",
+]
 
 CANONICAL_INTEGER = r"^-?(0|[1-9][0-9]*)$"
 
@@ -53,7 +60,7 @@ def evidence_of_cells(cells: pa.Array) -> Evidence:
         return Evidence.NOTHING
     integers = try_cast(cells, pa.int64())
     if integers is not None and pc.all(pc.equal(integers.cast(pa.string()), cells)).as_py():
-        return _width(integers)
+        return evidence_of_integers(integers)
     numbers = try_cast(cells, pa.float64())
     if numbers is not None and _is_plain(cells, numbers):
         return Evidence.NUMBER
@@ -93,8 +100,11 @@ def family(evidence: Evidence) -> str:
     return "boolean" if evidence == Evidence.BOOLEAN else "string"
 
 
-def _width(integers: pa.Array) -> Evidence:
-    extremes = pc.min_max(integers).as_py()
+def evidence_of_integers(integers: pa.Array) -> Evidence:
+    """What is seen in int64 values `[n]`; null says nothing."""
+    extremes = pc.min_max(integers.drop_null()).as_py()
+    if extremes["max"] is None:
+        return Evidence.INTEGER
     is_wide = extremes["max"] > MAX_EXACT or extremes["min"] < -MAX_EXACT
     return Evidence.INTEGER | (Evidence.WIDE if is_wide else Evidence.NOTHING)
 
@@ -123,7 +133,11 @@ def _by_pattern(cells: pa.Array) -> Evidence:
     if len(whole):
         integers = try_cast(whole, pa.int64())
         canonical = pc.all(pc.match_substring_regex(whole, CANONICAL_INTEGER)).as_py()
-        found |= _width(integers) if integers is not None and canonical else Evidence.DIGITS
+        found |= (
+            evidence_of_integers(integers)
+            if integers is not None and canonical
+            else Evidence.DIGITS
+        )
     fractional = cells.filter(pa.array(is_number & ~is_whole))
     if len(fractional):
         found |= Evidence.TEXT if parse_numbers(fractional)[1].any() else Evidence.NUMBER

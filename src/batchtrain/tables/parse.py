@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -16,6 +17,7 @@ __all__ = [
     "NUMBER_CELL",
     "Mask",
     "bare",
+    "is_wide_text",
     "mask",
     "parse_booleans",
     "parse_integers",
@@ -126,6 +128,11 @@ def try_cast(values: pa.Array, arrow_type: pa.DataType) -> pa.Array | None:
 def mask(flags: Any) -> Mask:
     """Arrow booleans as a numpy mask; null counts as False."""
     return np.asarray(pc.fill_null(flags, False), dtype=np.bool_)
+
+
+def is_wide_text(cell: str) -> bool:
+    """Whether a text is a whole number that is beyond 2**53."""
+    return re.fullmatch(r"\s*[+-]?[0-9]+\s*", cell) is not None and abs(int(cell)) > MAX_EXACT
 
 
 def _only(values: pa.Array, keep: Mask) -> pa.Array:

@@ -17,6 +17,7 @@ from batchtrain.tables.infer import (
     Evidence,
     column_type_of,
     evidence_of_cells,
+    evidence_of_integers,
     evidence_of_type,
     family,
 )
@@ -164,6 +165,13 @@ def merge_scans(
             if not isinstance(found, Unsupported)
         },
         rows_of_files=tuple(each.num_rows for each in scans),
+        wide=frozenset(
+            name
+            for name, found in columns.items()
+            if isinstance(found, Evidence)
+            and found & Evidence.WIDE
+            and column_type_of(found) == "integer"
+        ),
     )
 
 
@@ -275,7 +283,10 @@ def _typed_scan(where: str, schema: pa.Schema, tables: Iterator[tuple[int, pa.Ta
     for row, table in tables:
         if unsigned:
             conform(table, unsigned, first_row=row, where=where)
-        result.count(table)
+        for name, values in result.count(table).items():
+            known = result.columns[name]
+            if known == Evidence.INTEGER and pa.types.is_int64(values.type):
+                result.columns[name] = evidence_of_integers(values)
     return result
 
 

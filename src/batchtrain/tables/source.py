@@ -31,6 +31,7 @@ __all__ = [
     "where_of",
 ]
 
+SPREADSHEETS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers")
 REMOTE = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -238,6 +239,8 @@ def _format(source: str, found: Discovery) -> SourceKind:
         kind = format_of(name)
         if kind is None:
             hint = "Rename it, remove it, or name the files by a glob such as '*.csv'"
+            if name.lower().endswith(SPREADSHEETS):
+                hint = "A spreadsheet is not read: save it as CSV (in UTF-8) or as Parquet"
             if {"state.json", "dataset_dict.json"} & {each.split("/")[-1] for each in found.files}:
                 hint = (
                     f"A folder that the datasets library saved is named as `hf:{_explicit(source)}`"

@@ -61,12 +61,14 @@ class TableSchema:
         num_rows: Rows of all files together, at least 1.
         missing: Cells without a value (NaN included); unsupported columns are left out.
         rows_of_files: Rows of each file, in the order of the source.
+        wide: The "integer" columns with a value beyond 2**53, which no "number" holds exactly.
     """
 
     columns: dict[str, ColumnType | Unsupported]
     num_rows: int
     missing: dict[str, int] = field(default_factory=dict)
     rows_of_files: tuple[int, ...] = ()
+    wide: frozenset[str] = frozenset()
 
 
 def column_type(arrow_type: pa.DataType) -> ColumnType | Unsupported | None:

@@ -9,12 +9,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pytest
+from typer.testing import CliRunner
 
 from batchtrain.artifacts.artifact import MANIFEST
 from batchtrain.artifacts.bundle import ModelBundle
 from batchtrain.artifacts.manifest import FileEntry, Manifest
 from batchtrain.artifacts.parquet_bytes import parquet_bytes
+from batchtrain.cli.app import app
 from batchtrain.errors import (
     ArtifactError,
     BatchtrainError,
@@ -60,17 +63,17 @@ def custom_spec(folder: Path, module: str, name: str = "Net", rows: int = 400) -
     )
 
 
-@pytest.mark.parametrize("threshold", [">= 1.5", "> 1.0", "< 0.0"])
+@pytest.mark.parametrize("threshold", ["<= 0", "<= 1e-9", "< 0.001"])
 def test_a_model_that_misses_a_threshold_is_reported_but_not_exported(
     tmp_path: Path, threshold: str
 ) -> None:
     loaded = spec_for(
         tmp_path,
         mixed_table(90),
-        evaluation={"require": {"accuracy": threshold, "f1_macro": ">= 0"}},
+        evaluation={"require": {"log_loss": threshold, "f1_macro": ">= 0"}},
     )
     for _again in range(2):
-        with pytest.raises(ModelRejectedError, match=r"accuracy: expected") as caught:
+        with pytest.raises(ModelRejectedError, match=r"log_loss: expected") as caught:
             run(loaded)
         assert threshold in str(caught.value)
         assert "f1_macro" not in str(caught.value)
@@ -81,6 +84,28 @@ def test_a_model_that_misses_a_threshold_is_reported_but_not_exported(
     assert len(reported.report.failures) == 1
     assert reported.report_page is not None
     assert Path(reported.report_page).is_file()
+    assert f"report, {reported.report_page}, and" in str(caught.value)
+
+
+def test_the_command_of_a_card_works_with_the_folder_that_it_names(tmp_path: Path) -> None:
+    table = mixed_table(90)
+    result = run(spec_for(tmp_path, table))
+    assert result.bundle is not None
+    lies = next(Path(result.bundle.artifact.url).rglob("MODEL_CARD.md"))
+    card = lies.read_text()
+    bundle = lies.parent.parent.parent
+    assert "this card lies two folders below it" in card
+    assert (bundle / "manifest.json").is_file()
+
+    command = next(line for line in card.splitlines() if line.startswith("batchtrain predict"))
+    pa_csv.write_csv(table, tmp_path / "new.csv")
+    places = {"BUNDLE": bundle, "new.csv": tmp_path / "new.csv"}
+    places["predictions.parquet"] = tmp_path / "predictions.parquet"
+    arguments = [str(places.get(word, word)) for word in command.split()[1:]]
+    done = CliRunner().invoke(app, arguments)
+
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "predictions.parquet").is_file()
 
 
 def test_an_accepted_model_is_exported_once(tmp_path: Path) -> None:

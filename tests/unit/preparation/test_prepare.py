@@ -22,7 +22,7 @@ from batchtrain.errors import ArtifactDamagedError, DataError, SpecError, Storag
 from batchtrain.preparation import prepare as prepare_module
 from batchtrain.preparation import shards
 from batchtrain.preparation.shards import shard_bounds
-from batchtrain.preparation.stage import prepare
+from batchtrain.preparation.stage import open_input, prepare, survey_input
 from batchtrain.progress import Progress
 from batchtrain.spec.data import SPLITS
 from batchtrain.storage import FolderStorage
@@ -386,6 +386,28 @@ def test_whole_numbers_that_float64_cannot_hold_are_no_regression_target(tmp_pat
         loaded = spec_for(folder(tmp_path, task), table, target="y", data={"task": task})
         with pytest.raises(DataError, match="9007199254740993"):
             prepared_for(loaded)
+
+
+@pytest.mark.parametrize("file", ["rows.csv", "rows.parquet"])
+def test_whole_numbers_that_float64_cannot_hold_are_categories(tmp_path: Path, file: str) -> None:
+    wide = pa.array([2**60 + row % 7 for row in range(90)])
+    loaded = spec_for(tmp_path, mixed_table(90).append_column("account", wide), file=file)
+    state = prepared_for(loaded).preprocessing_state()
+    columns = {column["name"]: column for column in state["columns"]}
+    assert columns["account"]["kind"] == "categorical"
+    assert str(2**60 + 1) in columns["account"]["categories"]
+
+
+@pytest.mark.parametrize("file", ["rows.csv", "rows.parquet"])
+def test_whole_numbers_that_float64_cannot_hold_are_refused_as_numbers(
+    tmp_path: Path, file: str
+) -> None:
+    wide = pa.array([None, *(2**60 + row for row in range(89))])
+    columns = {"account": {"kind": "numeric"}}
+    table = mixed_table(90).append_column("account", wide)
+    loaded = spec_for(tmp_path, table, file=file, data={"columns": columns})
+    with pytest.raises(SpecError, match=r"account.*beyond 2\*\*53.*Declare it categorical"):
+        survey_input(loaded, open_input(loaded))
 
 
 def test_d21_a_class_that_no_training_row_has_is_refused_with_the_way_out(tmp_path: Path) -> None:

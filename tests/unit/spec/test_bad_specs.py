@@ -50,6 +50,11 @@ ADDED: list[tuple[str, str, int, str]] = [
     ("model: mlp", "model", 6, "Write {kind: mlp}"),
     ("training: {loss: bec}", "training.loss", 6, "Did you mean 'bce'?"),
     ("evaluation: {metrics: [acuracy]}", "evaluation.metrics.0", 6, "Did you mean 'accuracy'?"),
+    ("evaluation: {require: {accuracy: '>= 2'}}", "evaluation.require", 6, "is at most 1"),
+    ("evaluation: {require: {f1_micro: '>1'}}", "evaluation.require", 6, "f1_micro can reach"),
+    ("evaluation: {require: {r2: '> 1.0'}}", "evaluation.require", 6, "is at most 1"),
+    ("evaluation: {require: {mae: '<= -1'}}", "evaluation.require", 6, "is at least 0"),
+    ("evaluation: {require: {rmse: '< 0'}}", "evaluation.require", 6, "is at least 0"),
     ("evaluation: {require: {f1: '> 1'}}", "evaluation.require.f1", 6, "f1_macro, f1_micro"),
     # The wrong type.
     ("training:\n  epochs: '12'", "training.epochs", 7, "found '12' (text)  Remove the quotes"),

@@ -174,7 +174,7 @@ BAD_READS: dict[str, tuple[str, bytes, str, str, list[str]]] = {
         b"a,b\n9007199254740993,2\n",
         "a",
         "number",
-        ["found '9007199254740993'"],
+        ["found '9007199254740993'", "whole numbers up to 2**53: declare the column categorical"],
     ),
     "hexadecimal": ("t.csv", b"a,b\n0x10,2\n", "a", "integer", ["found '0x10'"]),
     "fraction for an integer": ("t.csv", b"a,b\n1,2\n1.5,3\n", "a", "integer", ["found '1.5'"]),
