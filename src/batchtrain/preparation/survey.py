@@ -158,7 +158,7 @@ def survey(
         changes=(*resolved.changes, *changes),
     )
     _require_rows(found)
-    refuse_values(found, target, weights)
+    refuse_values(found.data, found.split_of_row, target, weights)
     return found
 
 
