@@ -120,30 +120,25 @@ def survey(
         DataError: If a file cannot be read, or no row is left for a split that needs one.
     """
     engine = engine or EmbeddedEngine()
-    items = scan_items(source)
-    with closing(engine.map_items(items, partial(scan_item, source))) as parts:
-        schema = merge_scans(source, items, parts)
+    schema = _scanned(source, engine)
     if leave_out_unread:
         data = data.model_copy(update={"exclude": (*data.exclude, *_unread(data, schema))})
     reader = ColumnReader(source, schema, engine)
-    is_text = source.kind in {"csv", "jsonl"}
-    resolved = resolve_columns(data, schema, where, is_text=is_text)
+    resolved = resolve_columns(data, schema, where, is_text=source.kind in {"csv", "jsonl"})
     if isinstance(resolved, list):
         raise SpecError(resolved)
     target_type, target, weights = _read_target(data, reader, where)
     decided = resolve_task(data, _facts(target_type, target), where, own_splits=source.splits)
     looked = look(resolved.columns, reader, where)
-    unreadable, dropped = looked.problems, looked.dropped
     schema = replace(schema, missing={**schema.missing, **looked.missing})
-    if isinstance(decided, list) or unreadable:
-        raise SpecError([*(decided if isinstance(decided, list) else []), *unreadable])
+    if isinstance(decided, list) or looked.problems:
+        raise SpecError([*(decided if isinstance(decided, list) else []), *looked.problems])
     task, rule = decided
     if task == "classification":
         target = _class_names(data, target_type, target)
     elif target_type == "integer":
         target_type, target = "number", reader.column(data.target, "number")
-
-    reasons = {f"target {data.target!r} is missing": missing_rows(target), **dropped}
+    reasons = {f"target {data.target!r} is missing": missing_rows(target), **looked.dropped}
     kept, changes = _kept_rows(reasons, schema.num_rows)
     labels, classes = _labels(target, kept, task)
     split_of_row = np.full(schema.num_rows, DROPPED, dtype=np.uint8)
@@ -160,6 +155,13 @@ def survey(
     _require_rows(found)
     refuse_values(found.data, found.split_of_row, target, weights)
     return found
+
+
+def _scanned(source: Source, engine: Engine) -> TableSchema:
+    """The columns of all files, and what is in them."""
+    items = scan_items(source)
+    with closing(engine.map_items(items, partial(scan_item, source))) as parts:
+        return merge_scans(source, items, parts)
 
 
 def _unread(data: DataSpec, schema: TableSchema) -> list[str]:
