@@ -67,8 +67,8 @@ def _notes(name: str, values: pa.ChunkedArray, first: str) -> Iterator[str]:
             return
     if len(values) >= FEWEST_ROWS and _all_differ(values):
         yield (
-            f"column {name!r} has another value in each of {first}{len(values):,} rows: if it is an "
-            f"identifier, add `exclude: [{name}]` under data"
+            f"column {name!r} has another value in each of {first}{len(values):,} rows: if it is "
+            f"an identifier, add `exclude: [{name}]` under data"
         )
 
 
