@@ -60,8 +60,7 @@ def evaluate_model(
         engine: Carries the scoring to the shards.
 
     Returns:
-        The manifest's content: metrics by split, the thresholds that are missed, and what a person
-        should know beside the metrics.
+        The manifest's content: metrics by split, the thresholds that are missed, and notes.
     """
     started = time.monotonic()
     spec = loaded.spec
@@ -88,11 +87,8 @@ def evaluate_model(
     draft.add("spec.yaml", resolved.encode())
     draft.add("report.html", render_report(page).encode())
     draft.add("MODEL_CARD.md", render_model_card(page).encode())
-    return {
-        "metrics": metrics,
-        "failures": [str(failure) for failure in failures],
-        "notes": confusion_notes(page.confusion),
-    }
+    said = confusion_notes(page.confusion)
+    return {"metrics": metrics, "failures": [*map(str, failures)], "notes": said}
 
 
 def _shipped_scorer(

@@ -112,17 +112,14 @@ def survey(
         seed: The run's seed.
         where: Dotted key to `file:line:column`, for messages.
         engine: Carries the work to the rows; left out, this process does it.
-        leave_out_unread: Whether to exclude the columns that no kind reads by itself, where they
-            would be refused otherwise.
+        leave_out_unread: Whether to exclude the columns that no kind reads, not to refuse them.
 
     Raises:
         SpecError: If the section does not suit the table; it lists every problem.
         DataError: If a file cannot be read, or no row is left for a split that needs one.
     """
     engine = engine or EmbeddedEngine()
-    items = scan_items(source)
-    with closing(engine.map_items(items, partial(scan_item, source))) as parts:
-        schema = merge_scans(source, items, parts)
+    schema = _scanned(source, engine)
     if leave_out_unread:
         data = data.model_copy(update={"exclude": (*data.exclude, *_unread(data, schema))})
     reader = ColumnReader(source, schema, engine)
@@ -141,7 +138,6 @@ def survey(
         target = _class_names(data, target_type, target)
     elif target_type == "integer":
         target_type, target = "number", reader.column(data.target, "number")
-
     reasons = {f"target {data.target!r} is missing": missing_rows(target), **dropped}
     kept, changes = _kept_rows(reasons, schema.num_rows)
     labels, classes = _labels(target, kept, task)
@@ -157,8 +153,15 @@ def survey(
         changes=(*resolved.changes, *changes),
     )
     _require_rows(found)
-    refuse_values(found, target, weights)
+    refuse_values(found.data, split_of_row, target, weights)
     return found
+
+
+def _scanned(source: Source, engine: Engine) -> TableSchema:
+    """What a look at every row finds."""
+    items = scan_items(source)
+    with closing(engine.map_items(items, partial(scan_item, source))) as parts:
+        return merge_scans(source, items, parts)
 
 
 def _unread(data: DataSpec, schema: TableSchema) -> list[str]:

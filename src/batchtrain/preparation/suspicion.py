@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from batchtrain.preparation.survey import Survey
 from batchtrain.tables import ColumnType, read_blocks
-
-if TYPE_CHECKING:
-    from batchtrain.preparation.survey import Survey
 
 __all__ = ["suspicions"]
 
