@@ -195,6 +195,8 @@ def _run_stages(
         ),
         lambda made: (_scored_rows(prepared), _measured(made)),
     )
+    for note in report.notes:
+        watch.progress.note(f"note      {note}")
     result.report_page = _show_report(report, layout)
     record_outcome(loaded, prepared, layout, trained, report, watch.progress)
     if last == "evaluate":

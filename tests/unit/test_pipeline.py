@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import batchtrain
@@ -53,6 +54,28 @@ def test_stages_run_in_order_once_and_the_second_time_not_at_all(tmp_path: Path)
         for name, time in before.items():
             if "files/" in name or name.endswith(MANIFEST):
                 assert (tmp_path / "runs" / name).stat().st_mtime_ns == time, name
+
+
+def test_a_classifier_that_gives_one_class_alone_is_told_and_reported(tmp_path: Path) -> None:
+    class Notes(Progress):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    table = mixed_table(200)
+    rare = pa.array(["yes" if row % 40 == 0 else "no" for row in range(200)])
+    table = table.set_column(table.column_names.index("label"), "label", rare)
+    loaded = spec_for(tmp_path, table)
+    for _again in range(2):
+        told = Notes()
+        result = run_spec(loaded, progress=told, last="evaluate")
+        assert result.report is not None
+        (note,) = result.report.notes
+        assert "test rows were predicted as 'no', which" in note
+        assert told.notes == [f"note      {note}"]
+        assert note.split("'no'")[1] in result.report.page().decode()
 
 
 @pytest.mark.parametrize("last", STAGES)

@@ -29,6 +29,11 @@ class EvaluationReport:
         """The thresholds that are missed, as sentences; empty where the model is accepted."""
         return list(self.artifact.manifest.content["failures"])
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know beside the metrics; older reports have none."""
+        return list(self.artifact.manifest.content.get("notes", ()))
+
     def page(self) -> bytes:
         """The report as one HTML file."""
         return self.artifact.read("report.html")

@@ -69,8 +69,10 @@ def init(
     with command_outcome():
         from batchtrain.cli.starter import write_starter
 
-        path = write_starter(data, target, out)
+        path, notes = write_starter(data, target, out)
         print(f"wrote {path}\nnext  batchtrain run {path}")
+        for note in notes:
+            print(plain(f"note  {note}"))
 
 
 @app.command()
@@ -87,6 +89,7 @@ def check(
     with command_outcome(as_json=as_json):
         from batchtrain.models.assets import read_assets
         from batchtrain.preparation.stage import opened_input, survey_input
+        from batchtrain.preparation.suspicion import suspicions
 
         loaded = load_spec(spec, overrides or [])
         read_assets(loaded)
@@ -96,6 +99,7 @@ def check(
             check_space(loaded)
         with opened_input(loaded, allow_code or ()) as source:
             found = survey_input(loaded, source)
+            notes = suspicions(found)
         rows = {split: found.rows(split) for split in ("train", "valid", "test")}
         if resolved or as_json:
             from batchtrain.cli.resolve import resolve
@@ -104,7 +108,7 @@ def check(
         if resolved and not as_json:
             print(text, end="")
         elif as_json:
-            print_json({"spec": str(spec), "rows": rows, "resolved": document})
+            print_json({"spec": str(spec), "rows": rows, "resolved": document, "notes": notes})
         else:
             columns = len(found.data.columns)
             print(f"{spec}: ok; {found.data.task} of {found.data.target!r} from {columns} columns")
@@ -112,6 +116,8 @@ def check(
         for change in found.changes:
             line = f"{change.what}: {change.where} ({change.count} rows), {change.detail}"
             print(plain(line), file=sys.stderr)
+        for note in notes:
+            print(plain(f"note: {note}"), file=sys.stderr)
 
 
 @app.command()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from batchtrain.cli.outcome import plain
 from batchtrain.errors import DataError, Problem, SpecError
 from batchtrain.preparation.survey import Survey, survey
+from batchtrain.preparation.suspicion import suspicions
 from batchtrain.spec.data import DEFAULT_NULL_VALUES, DataSpec
 from batchtrain.spec.model import MlpModel
 from batchtrain.spec.resolved import spec_yaml
@@ -39,13 +40,16 @@ ABOUT_EVALUATION = """
 """
 
 
-def write_starter(data: str, target: str, out: Path | None) -> Path:
+def write_starter(data: str, target: str, out: Path | None) -> tuple[Path, list[str]]:
     """Look at the whole table and write a spec for it.
 
     Args:
         data: As `data.source`, relative to the working directory.
         target: The column to predict.
         out: Where to write; left out, `<name>.yaml` in the working directory.
+
+    Returns:
+        Where it was written, and a sentence for each column that should be looked at.
 
     Raises:
         DataError: If the file exists or the table cannot be used.
@@ -60,7 +64,8 @@ def write_starter(data: str, target: str, out: Path | None) -> Path:
         found = survey(section, source, seed=42, where=lambda _key: data, leave_out_unread=True)
     except SpecError as error:
         raise SpecError([_for_the_command(problem) for problem in error.problems]) from None
-    text = starter_text(name, section.source, found)
+    notes = suspicions(found)
+    text = starter_text(name, section.source, found, notes)
     try:
         with path.open("x", encoding="utf-8") as file:
             file.write(text)
@@ -71,11 +76,18 @@ def write_starter(data: str, target: str, out: Path | None) -> Path:
             f"--out: expected a place to write {path} to, found {error.strerror}. "
             "Choose an existing folder"
         ) from error
-    return path
+    return path, notes
 
 
-def starter_text(name: str, source: str, found: Survey) -> str:
-    """The spec with its most useful keys; a column that was found is listed with its kind."""
+def starter_text(name: str, source: str, found: Survey, notes: Sequence[str] = ()) -> str:
+    """The spec with its most useful keys; a column that was found is listed with its kind.
+
+    Args:
+        name: Of the run.
+        source: As `data.source`.
+        found: What the table holds.
+        notes: What should be looked at; they become comments.
+    """
     data: dict[str, Any] = {
         "source": source,
         "target": found.data.target,
@@ -102,6 +114,7 @@ def starter_text(name: str, source: str, found: Survey) -> str:
         spec_yaml({"version": 1, "name": name}),
         ABOUT_DATA.format(nulls=", ".join(map(repr, DEFAULT_NULL_VALUES))),
         *_about_excluded(found),
+        *(_comment(f"Look at this: {note}.") for note in notes),
         spec_yaml({"data": data}),
         ABOUT_MODEL,
         spec_yaml({"model": model.model_dump(mode="json", include=SHOWN_OF_MODEL)}),

@@ -15,6 +15,7 @@ from batchtrain.evaluation.scores import SplitScores, has_one_number, shown_spli
 from batchtrain.metrics.require import Failure, primary_metric
 from batchtrain.preprocessing import FittedColumn, FittedPreprocessor
 from batchtrain.reporting import content as page
+from batchtrain.reporting.confusion import confusion_notes
 from batchtrain.reporting.training_notes import training_notes
 from batchtrain.spec.data import SPLITS
 from batchtrain.spec.run import RunSpec
@@ -100,6 +101,7 @@ def report_content(
             *profile["warnings"],
             *_inexact(sources.trained),
             *training_notes(sources.trained.content),
+            *confusion_notes(confusion),
         ),
     )
 

@@ -20,6 +20,7 @@ from batchtrain.metrics.require import Failure, check_requirements, metric_names
 from batchtrain.preprocessing import FittedPreprocessor
 from batchtrain.progress import Progress
 from batchtrain.reporting.card import render_model_card
+from batchtrain.reporting.confusion import confusion_notes
 from batchtrain.reporting.content import StageRow
 from batchtrain.reporting.render import render_report
 from batchtrain.scoring import CustomCode, Scorer
@@ -59,7 +60,7 @@ def evaluate_model(
         engine: Carries the scoring to the shards.
 
     Returns:
-        The manifest's content: metrics by split, and the thresholds that are missed.
+        The manifest's content: metrics by split, the thresholds that are missed, and notes.
     """
     started = time.monotonic()
     spec = loaded.spec
@@ -86,7 +87,8 @@ def evaluate_model(
     draft.add("spec.yaml", resolved.encode())
     draft.add("report.html", render_report(page).encode())
     draft.add("MODEL_CARD.md", render_model_card(page).encode())
-    return {"metrics": metrics, "failures": [str(failure) for failure in failures]}
+    said = confusion_notes(page.confusion)
+    return {"metrics": metrics, "failures": [*map(str, failures)], "notes": said}
 
 
 def _shipped_scorer(

@@ -112,8 +112,7 @@ def survey(
         seed: The run's seed.
         where: Dotted key to `file:line:column`, for messages.
         engine: Carries the work to the rows; left out, this process does it.
-        leave_out_unread: Whether to exclude the columns that no kind reads by itself, where they
-            would be refused otherwise.
+        leave_out_unread: Whether to exclude the columns that no kind reads, not to refuse them.
 
     Raises:
         SpecError: If the section does not suit the table; it lists every problem.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from batchtrain.reporting.content import ConfusionData
 
-__all__ = ["ClassScore", "ConfusedPair", "class_scores", "most_confused"]
+__all__ = ["ClassScore", "ConfusedPair", "class_scores", "confusion_notes", "most_confused"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,30 @@ def most_confused(confusion: ConfusionData, *, limit: int) -> list[ConfusedPair]
         if rows and t != p
     ]
     return sorted(pairs, key=lambda pair: -pair.rows)[:limit]
+
+
+def confusion_notes(confusion: ConfusionData | None) -> list[str]:
+    """A sentence where a classifier is no better than always giving the most frequent class.
+
+    Its accuracy alone may look excellent, where nearly all rows are of that class. A split whose
+    rows are all of one class tells nothing.
+    """
+    scores = [] if confusion is None else class_scores(confusion)
+    if confusion is None or sum(score.rows > 0 for score in scores) < 2:
+        return []
+    rows, right = (sum(counts) for counts in zip(*((s.rows, s.right) for s in scores), strict=True))
+    common = max(scores, key=lambda score: score.rows)
+    of_common = f"{common.name!r}, which {common.rows / rows:.1%} of them are"
+    advice = "look at the recall of each class, and at `training.class_weights: balanced`"
+    predicted = [score.name for score in scores if score.precision is not None]
+    if predicted == [common.name]:
+        return [f"all {rows:,} {confusion.split} rows were predicted as {of_common}: {advice}"]
+    if right <= common.rows:
+        share = f"{right / rows:.1%} of the {rows:,} {confusion.split} rows"
+        return [
+            f"{share} were predicted right, not more than by always saying {of_common}: {advice}"
+        ]
+    return []
 
 
 def _share(part: int, whole: int) -> float | None:

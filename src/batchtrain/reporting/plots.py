@@ -34,6 +34,9 @@ MAX_EPOCHS_DRAWN = 1000
 
 LARGEST_DRAWN = 1e100
 
+LONG_TICK = 8
+"""Of labels with more letters fewer fit below a plot."""
+
 MONITORED = (BLUE, "#d55e00", GREEN, "#aa4499", "#806000", "#56b4e9")
 
 SIZE = (400.0, 280.0)
@@ -115,12 +118,18 @@ def predicted_against_actual(regression: RegressionData) -> str:
     actual = [_drawable(value) for value in regression.actual]
     predicted = [_drawable(value) for value in regression.predicted]
     finite = [value for value in (*actual, *predicted) if math.isfinite(value)] or [0.0, 1.0]
+    base = _common_part(min(finite), max(finite))
+    actual, predicted, finite = (
+        [value - base for value in values] for values in (actual, predicted, finite)
+    )
+    less = f", {'less' if base > 0 else 'plus'} {abs(base):,.15g}" if base else ""
     margin = 0.04 * (max(finite) - min(finite)) or 0.5
     limits = (min(finite) - margin, max(finite) + margin)
 
     def fill(figure: Figure) -> None:
         split = shortened(regression.split, 12)
-        axes = new_axes(figure, f"Predicted against actual, {split} split", "Actual", "Predicted")
+        axes = new_axes(figure, f"Predicted against actual, {split}", "", "")
+        axes.set(xlabel=f"Actual{less}", ylabel=f"Predicted{less}")
         axes.plot(limits, limits, color=INK, linewidth=1, linestyle="--", label="equal")
         _points(axes, actual, predicted, BLUE, "o", f"{split} rows")
         axes.set(xlim=limits, ylim=limits, aspect="equal")
@@ -162,8 +171,18 @@ def _points(
     )
 
 
+def _common_part(low: float, high: float) -> float:
+    """What numbers have in common that differ in their last digits only, else 0; a round number."""
+    span = high - low
+    if not 0 < 1e4 * span < max(abs(low), abs(high)):
+        return 0.0
+    step = 10.0 ** (math.ceil(math.log10(span)) + 1)
+    return float(math.floor(low / step) * step)
+
+
 def _plain_ticks(axes: Axes) -> None:
-    axes.locator_params("x", nbins=5)
+    longest = max((len(tick(place)) for place in axes.xaxis.get_majorticklocs()), default=1)
+    axes.locator_params("x", nbins=5 if longest <= LONG_TICK else 3)
     axes.xaxis.set_major_formatter(lambda value, _: tick(value))
     axes.yaxis.set_major_formatter(lambda value, _: tick(value))
 

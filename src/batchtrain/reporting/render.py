@@ -17,6 +17,8 @@ __all__ = ["render_report"]
 
 MAX_CATEGORIES = 12
 MAX_PAIRS = 20
+MAX_WHOLE = 40
+"""A table with more rows than this scrolls in a box of its own."""
 
 VERDICT_CLASSES = {"accepted": "good", "rejected": "bad", "no requirement": "neutral"}
 
@@ -45,6 +47,7 @@ def render_report(content: ReportContent) -> str:
         verdict_class=VERDICT_CLASSES[content.verdict],
         max_categories=MAX_CATEGORIES,
         max_pairs=MAX_PAIRS,
+        max_whole=MAX_WHOLE,
         has_values=any(row.values is not None for row in content.parameters),
         **_data_view(content),
         **_learning_view(content),

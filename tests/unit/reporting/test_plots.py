@@ -140,6 +140,16 @@ def test_any_predictions_can_be_drawn(values: list[float]) -> None:
     assert predicted_against_actual(RegressionData("test", values, values, len(values)))
 
 
+def test_values_far_from_zero_are_drawn_less_what_they_have_in_common() -> None:
+    actual = [1e12 + row for row in range(100)]
+    predicted = [1e12 - 4096.0 + row for row in range(100)]
+    found = texts(predicted_against_actual(RegressionData("test", actual, predicted, 100)))
+
+    assert "Actual, less 999,999,900,000" in found
+    assert "Predicted, less 999,999,900,000" in found
+    assert max(len(text) for text in found if re.fullmatch(r"[0-9.,e+-]+", text)) <= 8
+
+
 def test_neighbouring_ticks_are_told_apart() -> None:
     values = [1_000_000.1, 1_000_000.2, 1_000_000.9]
 

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import pytest
 
 from batchtrain.reporting.content import (
+    ColumnRow,
     ConfusionData,
     PrimaryMetric,
     ReportContent,
@@ -320,3 +321,13 @@ def test_content_is_plain_data(classification: ReportContent, regression: Report
 
     for content in (classification, regression):
         json.dumps(asdict(content), allow_nan=False)
+
+
+@pytest.mark.parametrize(("columns", "scrolls"), [(40, False), (41, True)])
+def test_only_a_long_table_has_a_scrollbar_of_its_own(
+    classification: ReportContent, parse: Parse, columns: int, scrolls: bool
+) -> None:
+    rows = [ColumnRow(f"c{number}", "numeric", "feature") for number in range(columns)]
+    page = parse(render_report(replace(classification, columns=rows)))
+
+    assert ("scroll tall" in page.values("class")) is scrolls
