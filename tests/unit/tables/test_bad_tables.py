@@ -12,7 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchtrain.errors import BatchtrainError, DataError, SchemaMismatchError, UnsafeInputError
+from batchtrain.errors import (
+    BatchtrainError,
+    DataError,
+    NoRowsError,
+    SchemaMismatchError,
+    UnsafeInputError,
+)
 from batchtrain.tables import open_source, read_blocks, scan
 
 NULLS = ("", "NA")
@@ -35,9 +41,9 @@ Files = dict[str, bytes]
 BAD_SCANS: dict[str, tuple[Files, type[BatchtrainError], list[str]]] = {
     "empty csv": ({"t.csv": b""}, DataError, ["t.csv", "empty file (0 bytes)"]),
     "blank lines only": ({"t.csv": b"\n\n"}, DataError, ["blank lines only"]),
-    "header only": ({"t.csv": b"a,b\n"}, DataError, ["t.csv", "0 rows"]),
-    "header without line end": ({"t.csv": b"a,b"}, DataError, ["0 rows"]),
-    "header and blank lines": ({"t.csv": b"a,b\n\n\n"}, DataError, ["0 rows"]),
+    "header only": ({"t.csv": b"a,b\n"}, NoRowsError, ["t.csv", "0 rows"]),
+    "header without line end": ({"t.csv": b"a,b"}, NoRowsError, ["0 rows"]),
+    "header and blank lines": ({"t.csv": b"a,b\n\n\n"}, NoRowsError, ["0 rows"]),
     "empty gzip": ({"t.csv.gz": gzip.compress(b"")}, DataError, ["blank lines only"]),
     "no gzip at all": ({"t.csv.gz": b"a,b\n1,2\n"}, DataError, ["whole gzip", "damage"]),
     "cut gzip": ({"t.csv.gz": gzip.compress(b"a,b\n1,2\n")[:-9]}, DataError, ["whole gzip"]),
@@ -95,7 +101,7 @@ BAD_SCANS: dict[str, tuple[Files, type[BatchtrainError], list[str]]] = {
         ["t.parquet", "damage"],
     ),
     "flipped bit in a page": ({"t.parquet": bytes(BIT_FLIP)}, DataError, ["t.parquet", "damage"]),
-    "parquet without rows": ({"t.parquet": parquet(a=pa.array([], pa.int64()))}, DataError, []),
+    "parquet without rows": ({"t.parquet": parquet(a=pa.array([], pa.int64()))}, NoRowsError, []),
     "uint64 beyond int64": (
         {"t.parquet": parquet(a=pa.array([1, 2**63], pa.uint64()))},
         SchemaMismatchError,
@@ -128,7 +134,7 @@ BAD_SCANS: dict[str, tuple[Files, type[BatchtrainError], list[str]]] = {
     ),
     "one empty file among good ones": (
         {"1.csv": b"a\n1\n", "2.csv": b"a\n"},
-        DataError,
+        NoRowsError,
         ["2.csv", "0 rows"],
     ),
 }

@@ -29,6 +29,7 @@ CAUSES: dict[str, Cause | None] = {
     "InterruptedRunError": None,
     "LauncherLostError": LOST,
     "ModelRejectedError": None,
+    "NoRowsError": None,
     "OwnershipError": None,
     "PausedRunError": None,
     "RankFailedError": None,
