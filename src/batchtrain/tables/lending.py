@@ -9,6 +9,7 @@ from typing import Protocol
 __all__ = ["Lender"]
 
 LONGEST_WAIT_S = 10.0
+"""Arrow lets go within milliseconds; should it ever not, the rows are there all the same."""
 
 
 class _Readable(Protocol):
