@@ -24,7 +24,7 @@ __all__ = [
 
 GIB = 2**30
 WAITING_GIB = 2.0
-"""A process with torch and Ray takes 0.55 GiB with a small table (drug200); the rest is for rows."""
+"""With a small table (drug200) a process with torch and Ray takes 0.55 GiB; the rest is for rows."""
 
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "export")
 NEVER = "Lower it, or add larger nodes"
