@@ -24,7 +24,7 @@ __all__ = [
 
 GIB = 2**30
 WAITING_GIB = 2.0
-"""With a small table (drug200) a process with torch and Ray takes 0.55 GiB; the rest is for rows."""
+"""With a small table (drug200) a process with torch and Ray takes 0.55 GiB; rows take the rest."""
 
 STAGES: tuple[StageName, ...] = ("prepare", "train", "evaluate", "export")
 NEVER = "Lower it, or add larger nodes"
